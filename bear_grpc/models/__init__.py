@@ -1,0 +1,1 @@
+"""The models a server knows: catalog, store, downloads, files and their states."""
