@@ -1,0 +1,146 @@
+"""Typed settings. The only reader of configuration files and of the environment.
+
+Merge order: defaults < file < `BEAR_*` variables < flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from .types import GenerationDefaults, LoadOptions
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+PREFIX = "BEAR_"
+# Variables of the client and of the build, which are no settings of the server.
+FOREIGN = frozenset({"BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN"})
+
+
+class ConfigError(Exception):
+    """The settings are wrong; the message names the setting. Start-up only."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of one model, over those of the catalog and of its registration."""
+
+    defaults: GenerationDefaults = GenerationDefaults()
+    load_options: LoadOptions = LoadOptions()
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a server. `_s` are seconds."""
+
+    listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
+    load: list[str] = []
+    models_dir: Path = Path()
+    allow_path: list[Path] = []
+    max_waiting_requests: int = 512
+    stall_timeout_s: float = 30.0
+    stop_grace_s: float = 30.0
+    reflection: bool | None = None
+    log_level: str = "INFO"
+    models: dict[str, ModelConfig] = {}
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            raise ConfigError("listen: at least one address is needed")
+        for name in ("max_waiting_requests", "stall_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
+        if self.stop_grace_s < 0:
+            raise ConfigError(f"stop_grace_s: must be 0 or more, is {self.stop_grace_s}")
+        if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
+        for name, model in self.models.items():
+            wrong = model.load_options.violations(f"models.{name}.load_options")
+            if wrong:
+                raise ConfigError("; ".join(f"{v.field}: {v.description}" for v in wrong))
+
+    @property
+    def with_reflection(self) -> bool:
+        """Whether reflection is served: as set, else on loopback and unix sockets only."""
+        return self.reflection if self.reflection is not None else all(map(is_local, self.listen))
+
+
+def is_local(address: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def available_cores() -> int:
+    """Cores that this process may use: the affinity mask, bounded by a cgroup v2 quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def load_config(
+    file: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ServerConfig:
+    """The settings in force. Flags with value None are not given. Raises ConfigError."""
+    values = _from_file(file) if file is not None else {}
+    values.update(_from_environment(os.environ if environ is None else environ))
+    values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
+    values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
+    unknown = [name for name in values if name not in ServerConfig.__struct_fields__]
+    if unknown:
+        raise ConfigError(_unknown(unknown[0]))
+    try:
+        return msgspec.convert(values, ServerConfig, strict=False, dec_hook=_decode, str_keys=True)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(str(exc)) from exc
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value).expanduser()
+    raise NotImplementedError(kind)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, ServerConfig.__struct_fields__, n=1)
+    return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        values = msgspec.toml.decode(file.read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"{file}: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise ConfigError(f"{file}: {exc}") from exc
+    return dict(values)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`BEAR_*` variables; lists are comma separated. Unknown names are left alone:
+    Kubernetes injects variables such as BEAR_PORT for a service of that name."""
+    lists = ("listen", "load", "allow_path")
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or variable in FOREIGN or name == "models":
+            continue
+        if name in ServerConfig.__struct_fields__:
+            values[name] = [part for part in text.split(",") if part] if name in lists else text
+    return values

@@ -1,0 +1,374 @@
+"""The errors of bear_grpc, on one screen. Knows nothing of gRPC.
+
+    BearError
+    ├── InvalidRequest                 the caller's input is wrong
+    │   ├── InvalidField               one or more fields, each named
+    │   └── ContextLengthExceeded
+    ├── NotFound
+    │   ├── ModelNotFound
+    │   └── ModelFileNotFound
+    ├── Conflict                       the state of things does not allow it
+    │   ├── ModelNotLoaded
+    │   ├── ModelAlreadyLoaded
+    │   ├── ModelInUse
+    │   ├── ModelExists
+    │   ├── ModelFileInvalid
+    │   ├── RequestIdInUse
+    │   └── LoadConflict
+    ├── Refused                        not allowed here
+    │   └── PathNotAllowed
+    ├── Exhausted                      too much of something
+    │   ├── QueueFull
+    │   ├── SlowConsumer
+    │   └── InsufficientMemory
+    ├── NotReady                       try again later
+    │   ├── Draining
+    │   ├── WorkerCrashed
+    │   └── ModelUnloaded
+    ├── BackendError                   llama.cpp failed
+    │   └── EngineStartFailed
+    └── FeatureUnsupported             in the contract, not built yet
+
+`reason` is the name that crosses processes and the wire; `metadata` holds the
+values that a program can act on. Bases exist for what callers catch together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import msgspec
+
+
+class FieldViolation(msgspec.Struct, frozen=True):
+    """One field that is wrong: its path in the request, and what it must be."""
+
+    field: str
+    description: str
+
+
+class ErrorRecord(msgspec.Struct, frozen=True):
+    """An error as data: what frames carry from a worker to the server."""
+
+    reason: str
+    message: str
+    metadata: dict[str, str] = {}
+    violations: list[FieldViolation] = []
+    retry_after_s: float | None = None
+
+
+class BearError(Exception):
+    """Base of all errors that may reach a caller."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, object] | None = None,
+        violations: Sequence[FieldViolation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+    def to_record(self) -> ErrorRecord:
+        """The error as data; `from_record` gives an equal error back."""
+        return ErrorRecord(
+            self.reason, self.message, self.metadata, list(self.violations), self.retry_after_s
+        )
+
+
+class InvalidRequest(BearError):
+    """The caller's input is wrong; the same request fails again."""
+
+
+class InvalidField(InvalidRequest):
+    """Fields of a request are missing, malformed or out of their limits."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, description: str) -> None:
+        self._init([FieldViolation(field, description)])
+
+    @classmethod
+    def of(cls, violations: Sequence[FieldViolation]) -> InvalidField:
+        """One error for all of them."""
+        error = cls.__new__(cls)
+        error._init(violations)
+        return error
+
+    def _init(self, violations: Sequence[FieldViolation]) -> None:
+        text = "; ".join(f"{v.field}: {v.description}" for v in violations)
+        super().__init__(text, violations=violations)
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt, or the prompt and an explicit max_tokens, do not fit the context."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
+
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
+        asked = f"{prompt_tokens} prompt tokens"
+        if max_tokens is not None:
+            asked += f" and max_tokens {max_tokens}"
+        super().__init__(
+            f"{asked} do not fit the context of {context_length} tokens",
+            metadata={
+                "prompt_token_count": prompt_tokens,
+                "context_length": context_length,
+                **({} if max_tokens is None else {"max_tokens": max_tokens}),
+            },
+        )
+
+
+class NotFound(BearError):
+    """Something named in the request does not exist."""
+
+
+class ModelNotFound(NotFound):
+    """No model has this name."""
+
+    reason = "MODEL_NOT_FOUND"
+
+    def __init__(self, name: str, nearest: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        super().__init__(
+            f"no model is named {name!r}{hint}",
+            metadata={"model": name, "nearest": ",".join(nearest)},
+        )
+
+
+class ModelFileNotFound(NotFound):
+    """The model's file does not exist."""
+
+    reason = "MODEL_FILE_NOT_FOUND"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Model file not found: {path}", metadata={"path": path})
+
+
+class Conflict(BearError):
+    """The present state does not allow the call."""
+
+
+class ModelNotLoaded(Conflict):
+    """The model is not loaded, and the call may not or cannot load it."""
+
+    reason = "MODEL_NOT_LOADED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No model loaded under the name {name!r}", metadata={"model": name})
+
+
+class ModelAlreadyLoaded(Conflict):
+    """The model is loaded with other options than those asked for."""
+
+    reason = "MODEL_ALREADY_LOADED"
+
+    def __init__(self, name: str, differing: Sequence[str]) -> None:
+        super().__init__(
+            f"{name!r} is loaded with other values for {', '.join(differing)}; unload it first",
+            metadata={"model": name, "differing": ",".join(differing)},
+        )
+
+
+class ModelInUse(Conflict):
+    """The model is loaded, loading or unloading."""
+
+    reason = "MODEL_IN_USE"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is in use; unload it first", metadata={"model": name})
+
+
+class ModelExists(Conflict):
+    """A model has this name already."""
+
+    reason = "MODEL_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a model named {name!r} exists already", metadata={"model": name})
+
+
+class ModelFileInvalid(Conflict):
+    """The file is not a GGUF model, is cut short, corrupt or of an unknown kind."""
+
+    reason = "MODEL_FILE_INVALID"
+
+    def __init__(self, path: str, problem: str, offset: int | None = None) -> None:
+        where = "" if offset is None else f" (at byte {offset})"
+        super().__init__(
+            f"{path}: {problem}{where}",
+            metadata={
+                "path": path,
+                "problem": problem,
+                **({} if offset is None else {"offset_bytes": offset}),
+            },
+        )
+
+
+class RequestIdInUse(Conflict):
+    """A running request has the id that this one chose."""
+
+    reason = "REQUEST_ID_IN_USE"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"a request with id {request_id!r} is running", metadata={"request_id": request_id}
+        )
+
+
+class LoadConflict(Conflict):
+    """The model is being loaded with other options, or is being unloaded."""
+
+    reason = "LOAD_CONFLICT"
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name!r} {what}", metadata={"model": name}, retry_after_s=1.0)
+
+
+class Refused(BearError):
+    """The server's configuration does not allow it."""
+
+
+class PathNotAllowed(Refused):
+    """The path lies outside the folders that models may be registered from."""
+
+    reason = "PATH_NOT_ALLOWED"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} is outside the allowed folders; the server's --allow-path adds one",
+            metadata={"path": path},
+        )
+
+
+class Exhausted(BearError):
+    """A bound of the server is reached."""
+
+
+class QueueFull(Exhausted):
+    """As many requests wait for the model as may."""
+
+    reason = "QUEUE_FULL"
+
+    def __init__(self, name: str, limit: int, retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            f"{limit} requests are waiting for {name!r} already",
+            metadata={"model": name, "limit": limit},
+            retry_after_s=retry_after_s,
+        )
+
+
+class SlowConsumer(Exhausted):
+    """The client has not read its stream for too long."""
+
+    reason = "SLOW_CONSUMER"
+
+    def __init__(self, stalled_s: float) -> None:
+        super().__init__(
+            f"the stream was not read for {stalled_s:.0f} s",
+            metadata={"stalled_seconds": f"{stalled_s:.1f}"},
+        )
+
+
+class InsufficientMemory(Exhausted):
+    """The model, with these options, does not fit the memory."""
+
+    reason = "INSUFFICIENT_MEMORY"
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"needs {needed_bytes / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free",
+            metadata={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
+        )
+
+
+class NotReady(BearError):
+    """Not now; the same request may succeed later."""
+
+
+class Draining(NotReady):
+    """The server is stopping and takes no new work."""
+
+    reason = "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping", retry_after_s=1.0)
+
+
+class WorkerCrashed(NotReady):
+    """The model's worker process died."""
+
+    reason = "WORKER_CRASHED"
+
+    def __init__(self, name: str, exit_text: str) -> None:
+        super().__init__(
+            f"the worker of {name!r} ended unexpectedly ({exit_text})",
+            metadata={"model": name, "exit": exit_text},
+            retry_after_s=1.0,
+        )
+
+
+class ModelUnloaded(NotReady):
+    """The model was unloaded while the request ran or waited."""
+
+    reason = "MODEL_UNLOADED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} was unloaded", metadata={"model": name}, retry_after_s=1.0)
+
+
+class BackendError(BearError):
+    """llama.cpp failed in a way that is nobody's input; the cause is in the log."""
+
+    reason = "INTERNAL"
+
+
+class EngineStartFailed(BackendError):
+    """llama.cpp could not start with this model and these options."""
+
+    reason = "ENGINE_START_FAILED"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"Failed to initialize GGUF engine: {cause}", metadata={"cause": cause})
+
+
+class FeatureUnsupported(BearError):
+    """The contract has it; this server does not do it yet."""
+
+    reason = "FEATURE_UNSUPPORTED"
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(f"{feature} is not supported yet", metadata={"feature": feature})
+
+
+def all_errors(root: type[BearError] = BearError) -> Iterator[type[BearError]]:
+    """Every class of the tree, bases before leaves."""
+    yield root
+    for sub in root.__subclasses__():
+        yield from all_errors(sub)
+
+
+def from_record(record: ErrorRecord) -> BearError:
+    """The error that `to_record` was called on; an unknown reason gives a BearError."""
+    classes = {cls.reason: cls for cls in all_errors() if "reason" in vars(cls)}
+    cls = classes.get(record.reason, BearError)
+    # The leaf's own __init__ takes typed values, which the record has as text.
+    error = cls.__new__(cls)
+    BearError.__init__(
+        error,
+        record.message,
+        metadata=record.metadata,
+        violations=record.violations,
+        retry_after_s=record.retry_after_s,
+    )
+    if cls is BearError:
+        error.reason = record.reason  # type: ignore[misc]
+    return error

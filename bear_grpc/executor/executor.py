@@ -1,0 +1,256 @@
+"""The async face of one loaded model. Servicers await it and never see llama.cpp."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ..errors import (
+    BearError,
+    EngineStartFailed,
+    ModelUnloaded,
+    QueueFull,
+    WorkerCrashed,
+    from_record,
+)
+from ..protocol import (
+    Delta,
+    Ended,
+    Failed,
+    Finished,
+    Load,
+    Progress,
+    Ready,
+    SequenceEvent,
+    Started,
+    Step,
+    Submit,
+    TextJob,
+    TextResult,
+    ToServer,
+)
+from ..types import EngineStats, GenerationInput, LoadOptions, SamplingParams, StopParams
+from .generation import Generation
+from .link import WorkerLink
+from .share import CpuShare
+from .spawner import Spawner
+
+log = logging.getLogger(__name__)
+
+
+class ExecutorLimits(msgspec.Struct, frozen=True):
+    """Bounds of one model's executor."""
+
+    max_waiting: int = 512
+    stall_timeout_s: float = 30.0
+
+
+class ModelExecutor:
+    """One worker process: load it, generate, ask for tokens, end it. Event loop only.
+
+    Every call that waits ends: with its answer, with the worker's error, with
+    WorkerCrashed when the process dies, or with ModelUnloaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        spawner: Spawner,
+        share: CpuShare,
+        limits: ExecutorLimits,
+        on_progress: Callable[[Progress], None],
+        on_crash: Callable[[str], None],
+    ) -> None:
+        """`on_crash` is called once if the process ends unasked after it was ready."""
+        self.name = name
+        self.stats = EngineStats()
+        self._spawner = spawner
+        self._share = share
+        self._limits = limits
+        self._on_progress = on_progress
+        self._on_crash = on_crash
+        self._ids = itertools.count(1)
+        self._generations: dict[int, Generation] = {}
+        self._texts: dict[int, asyncio.Future[TextResult]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._link: WorkerLink | None = None
+        self._ready: asyncio.Future[Ready] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, 0 before it is started."""
+        return self._link.process.pid if self._link is not None else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the worker's process holds; 0 where the system does not tell."""
+        return self._link.process.memory_bytes() if self._link is not None else 0
+
+    @property
+    def in_flight(self) -> int:
+        """Generations that have not ended."""
+        return len(self._generations)
+
+    async def load(self, path: Path, options: LoadOptions, cores: int) -> Ready:
+        """Starts the worker and loads the model. On any error the worker is gone.
+
+        Raises what the worker says (ModelFileInvalid, InvalidField, …) or
+        EngineStartFailed when it dies before it is ready.
+        """
+        self._ready = asyncio.get_running_loop().create_future()
+        try:
+            self._link = await WorkerLink.start(self.name, self._spawner, self._take, self._end)
+            self._link.send(Load(self.name, str(path), options, cores, self._limits.stall_timeout_s))
+            ready = await self._ready
+        except OSError as exc:
+            raise EngineStartFailed(f"the worker process could not be started ({exc.strerror})") from exc
+        except BaseException:
+            await self.kill()
+            raise
+        self._share.join(self, self._link.send)
+        return ready
+
+    def generate(
+        self,
+        source: GenerationInput,
+        sampling: SamplingParams,
+        stop: StopParams,
+        *,
+        want_tokens: bool = False,
+        received_s: float | None = None,
+    ) -> Generation:
+        """Hands a request to the worker; the caller must `close` what it gets.
+
+        Raises QueueFull, and ModelUnloaded while the worker is being ended.
+        """
+        link = self._live_link()
+        if len(self._generations) - self.stats.running >= self._limits.max_waiting:
+            raise QueueFull(self.name, self._limits.max_waiting)
+        received = time.monotonic() if received_s is None else received_s
+        generation = Generation(next(self._ids), received, link.send)
+        self._generations[generation.id] = generation
+        if self._idle.is_set():
+            self._idle.clear()
+            self._share.set_busy(self, True)
+        link.send(Submit(generation.id, source, sampling, stop, received, want_tokens))
+        return generation
+
+    async def text(
+        self,
+        source: GenerationInput | None = None,
+        *,
+        token_ids: list[int] | None = None,
+        include_pieces: bool = False,
+        include_special: bool = False,
+    ) -> TextResult:
+        """The text thread's answer: tokens of `source`, or text of `token_ids`."""
+        link = self._live_link()
+        if len(self._texts) >= self._limits.max_waiting:
+            raise QueueFull(self.name, self._limits.max_waiting)
+        id = next(self._ids)
+        future: asyncio.Future[TextResult] = asyncio.get_running_loop().create_future()
+        self._texts[id] = future
+        try:
+            link.send(TextJob(id, source, token_ids, include_pieces, include_special))
+            result = await future
+        finally:
+            del self._texts[id]
+        if result.error is not None:
+            raise from_record(result.error)
+        return result
+
+    async def drain(self, timeout_s: float) -> int:
+        """Takes nothing new and waits for what runs; gives how many were left at the end."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return len(self._generations)
+        return 0
+
+    async def stop(self) -> None:
+        """Ends the worker; what still runs ends with ModelUnloaded."""
+        self._stopping = True
+        if self._link is not None:
+            await self._link.stop()
+
+    async def kill(self) -> None:
+        """Ends the worker at once."""
+        self._stopping = True
+        if self._link is not None:
+            self._link.process.kill()
+            await self._link.gone.wait()
+
+    def _live_link(self) -> WorkerLink:
+        if self._stopping or self._link is None:
+            raise ModelUnloaded(self.name)
+        return self._link
+
+    def _take(self, frame: ToServer) -> None:
+        match frame:
+            case Step():
+                if frame.stats is not None:
+                    self.stats = frame.stats
+                for event in frame.events:
+                    self._take_event(event)
+            case TextResult():
+                future = self._texts.get(frame.id)
+                if future is not None and not future.done():
+                    future.set_result(frame)
+            case Progress():
+                self._on_progress(frame)
+            case Ready() if self._ready is not None and not self._ready.done():
+                self._ready.set_result(frame)
+            case Failed() if self._ready is not None and not self._ready.done():
+                self._ready.set_exception(from_record(frame.error))
+
+    def _take_event(self, event: SequenceEvent) -> None:
+        generation = self._generations.get(event.id)
+        if generation is None:
+            return
+        match event:
+            case Started() | Delta():
+                generation.push(event)
+            case Finished():
+                generation.push(event)
+                self._forget(generation)
+            case Ended():
+                if event.error is not None:
+                    generation.fail(from_record(event.error))
+                self._forget(generation)
+
+    def _forget(self, generation: Generation) -> None:
+        del self._generations[generation.id]
+        if not self._generations:
+            self._idle.set()
+            self._share.set_busy(self, False)
+
+    def _end(self, how: str) -> None:
+        """The worker is gone: every waiter gets its ending."""
+        self._share.leave(self)
+        asked = self._stopping
+        self._stopping = True
+        error: BearError = ModelUnloaded(self.name) if asked else WorkerCrashed(self.name, how)
+        for generation in list(self._generations.values()):
+            generation.fail(error)
+            self._forget(generation)
+        for future in self._texts.values():
+            if not future.done():
+                future.set_exception(error)
+        if self._ready is not None and not self._ready.done():
+            words = self._link.last_words if self._link is not None else ""
+            cause = f"the worker ended while loading ({how})" + (f": {words}" if words else "")
+            self._ready.set_exception(EngineStartFailed(cause))
+        elif not asked:
+            log.error("worker %s ended unexpectedly: %s", self.name, how)
+            self._on_crash(how)

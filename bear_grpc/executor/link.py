@@ -1,0 +1,123 @@
+"""The connection to one worker: frames both ways, its stderr, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from collections.abc import Callable
+
+from ..protocol import Frame, FrameBuffer, FrameError, Stop, ToServer, encode
+from .spawner import Spawner, WorkerProcess
+
+log = logging.getLogger(__name__)
+
+# A worker that has closed its socket, or was told to stop, has this long to be gone.
+EXIT_GRACE_S = 5.0
+STDERR_LINES = 40
+
+
+class _Stderr(asyncio.Protocol):
+    """Passes a worker's stderr to the log and keeps its last lines."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._open = b""
+        self.lines: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+
+    def data_received(self, data: bytes) -> None:
+        *whole, self._open = (self._open + data).split(b"\n")
+        # A line without end must not grow without end.
+        self._open = self._open[-4096:]
+        for line in whole:
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                self.lines.append(text)
+                log.info("worker %s: %s", self._name, text)
+
+
+class WorkerLink(asyncio.Protocol):
+    """Sends and receives frames. All calls and callbacks on the event loop's thread.
+
+    `on_frame` gets each frame in order. `on_end` is called once, when the process
+    is gone: with how it ended, after the last frame.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process: WorkerProcess,
+        on_frame: Callable[[ToServer], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        self.process = process
+        self.gone = asyncio.Event()
+        self._name = name
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._buffer = FrameBuffer(to_worker=False)
+        self._stderr = _Stderr(name)
+        self._transport: asyncio.Transport | None = None
+        self._reaper: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        spawner: Spawner,
+        on_frame: Callable[[ToServer], None],
+        on_end: Callable[[str], None],
+    ) -> WorkerLink:
+        """Starts a process and connects to it. Raises OSError if it cannot be started."""
+        process = await asyncio.wrap_future(spawner.order())
+        link = cls(name, process, on_frame, on_end)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
+            await loop.create_connection(lambda: link, sock=process.sock)
+        except BaseException:
+            process.kill()
+            raise
+        return link
+
+    @property
+    def last_words(self) -> str:
+        """The last line of the worker's stderr; empty if it said nothing."""
+        return self._stderr.lines[-1] if self._stderr.lines else ""
+
+    def send(self, frame: Frame) -> None:
+        """Sends a frame; nothing if the worker is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(frame))
+
+    async def stop(self) -> None:
+        """Asks the worker to end, and returns when it is gone."""
+        self.send(Stop())
+        try:
+            async with asyncio.timeout(EXIT_GRACE_S):
+                await self.gone.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.gone.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._buffer.feed(data):
+                self._on_frame(frame)  # type: ignore[arg-type]  # this buffer decodes ToServer only
+        except FrameError:
+            log.exception("worker %s sent what is no frame", self._name)
+            self.process.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reaper = asyncio.get_running_loop().create_task(self._reap())
+
+    async def _reap(self) -> None:
+        how = await asyncio.to_thread(self.process.wait, EXIT_GRACE_S)
+        try:
+            self._on_end(how)
+        finally:
+            self.gone.set()

@@ -1,0 +1,113 @@
+"""The thread that starts worker processes.
+
+The kernel ties two things to the thread that starts a process: the death
+signal follows that thread, and the child inherits its nice value. So one
+thread starts all workers and lives as long as the server.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_ENVIRONMENT = {
+    "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
+    "PYTHONFAULTHANDLER": "1",
+}
+
+
+class WorkerProcess:
+    """A started worker: its process, and the server's end of the socket pair."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self.sock = sock
+        assert process.stderr is not None
+        self.stderr = process.stderr
+        self.pid = process.pid
+
+    def kill(self) -> None:
+        """Ends it at once, with everything it may have started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout_s: float) -> str:
+        """Blocks until it has ended, kills it after `timeout_s`; tells how it ended."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self._process.wait()
+        if code >= 0:
+            return f"exit code {code}"
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+        return f"signal {-code}"
+
+    def memory_bytes(self) -> int:
+        """Its proportional set size; 0 where the system does not tell."""
+        try:
+            text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        except OSError:
+            return 0
+        for line in text.splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+class Spawner(threading.Thread):
+    """Starts workers, one after the other. Make it before anything lowers its priority."""
+
+    def __init__(self) -> None:
+        super().__init__(name="spawner", daemon=True)
+        self._orders: queue.SimpleQueue[concurrent.futures.Future[WorkerProcess] | None] = queue.SimpleQueue()
+        self.start()
+
+    def order(self) -> concurrent.futures.Future[WorkerProcess]:
+        """Any thread: a worker that waits for its first frame. The future may hold OSError."""
+        future: concurrent.futures.Future[WorkerProcess] = concurrent.futures.Future()
+        self._orders.put(future)
+        return future
+
+    def close(self) -> None:
+        """Ends the thread, and with it, on Linux, every worker that is still there."""
+        self._orders.put(None)
+
+    def run(self) -> None:
+        while (future := self._orders.get()) is not None:
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(_start())
+            except OSError as exc:
+                future.set_exception(exc)
+
+
+def _start() -> WorkerProcess:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            # A group of its own, so that a terminal's Ctrl-C reaches the server only. Not a
+            # session of its own: the kernel's autogroups would undo the priorities.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bear_grpc.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                process_group=0,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        except OSError:
+            ours.close()
+            raise
+    return WorkerProcess(process, ours)

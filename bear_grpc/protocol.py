@@ -1,0 +1,263 @@
+"""The frames between the server and a worker, and how they lie on the socket.
+
+A frame is a 4-byte little-endian length and a msgpack struct whose tag names
+it. Both ends treat the other's frames as untrusted input: lengths are bounded,
+types are checked, and a frame that does not decode ends the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from .errors import ErrorRecord
+from .types import (
+    EngineStats,
+    FinishReason,
+    GenerationInput,
+    LoadOptions,
+    LoadStage,
+    ModelInfo,
+    SamplingParams,
+    StopCause,
+    StopParams,
+    Timings,
+    Usage,
+)
+
+MAX_FRAME_BYTES = 8 * 2**20
+INITIAL_CREDIT_TOKENS = 256
+_LENGTH = struct.Struct("<I")
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True):
+    """Base of all frames."""
+
+
+# ---- server to worker -------------------------------------------------------
+
+
+class Load(Frame, frozen=True):
+    """The first frame: which file, and how. `cores` is what the server may use."""
+
+    model: str
+    path: str
+    options: LoadOptions
+    cores: int
+    stall_timeout_s: float = 30.0
+
+
+class Submit(Frame, frozen=True):
+    """A generation. `id` is unique in the worker's life; `received_s` is CLOCK_MONOTONIC."""
+
+    id: int
+    input: GenerationInput
+    sampling: SamplingParams
+    stop: StopParams
+    received_s: float
+    want_tokens: bool = False
+    credit: int = INITIAL_CREDIT_TOKENS
+
+
+class Cancel(Frame, frozen=True):
+    """Ends a generation, wherever it stands; Ended follows unless it has ended already."""
+
+    id: int
+
+
+class Credit(Frame, frozen=True):
+    """The reader has taken `tokens` tokens more."""
+
+    id: int
+    tokens: int
+
+
+class TextJob(Frame, frozen=True):
+    """Work for the text thread: tokenize `input`, or give the text of `token_ids`."""
+
+    id: int
+    input: GenerationInput | None = None
+    token_ids: list[int] | None = None
+    include_pieces: bool = False
+    include_special: bool = False
+
+
+class Share(Frame, frozen=True):
+    """How many models are busy on these cores now, this one included."""
+
+    busy_models: int
+
+
+class Stop(Frame, frozen=True):
+    """Ends the worker: everything still running is cancelled."""
+
+
+class Probe(Frame, frozen=True):
+    """For a probe worker: tell the devices, and dry-load `path` if given."""
+
+    path: str | None = None
+
+
+# ---- worker to server -------------------------------------------------------
+
+
+class Progress(Frame, frozen=True):
+    """How far the load is; `fraction` is 0 to 1 of this stage."""
+
+    stage: LoadStage
+    fraction: float = 0.0
+
+
+class Ready(Frame, frozen=True):
+    """The model is loaded and has run a first step."""
+
+    info: ModelInfo
+    options: LoadOptions
+    kv_cache_bytes: int
+
+
+class Failed(Frame, frozen=True):
+    """The load or the probe failed; the worker ends after it."""
+
+    error: ErrorRecord
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """A sequence has a slot; nothing of its prompt need be asked again."""
+
+    id: int
+    prompt_tokens: int
+    cached_tokens: int
+    max_tokens: int
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token and its bytes."""
+
+    id: int
+    piece: bytes
+
+
+class Delta(msgspec.Struct, frozen=True, tag=True):
+    """Text of a sequence; `count` tokens of its credit are used."""
+
+    id: int
+    text: str
+    count: int
+    tokens: list[Token] = []
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """A sequence has ended with a finish reason; the last event of its id."""
+
+    id: int
+    reason: FinishReason
+    cause: StopCause | None
+    usage: Usage
+    timings: Timings
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """A sequence has ended by an error, or by Cancel (`error` None); the last of its id."""
+
+    id: int
+    error: ErrorRecord | None = None
+
+
+SequenceEvent = Started | Delta | Finished | Ended
+
+
+class Step(Frame, frozen=True):
+    """What one engine step brought, for all its sequences; `stats` None: as before."""
+
+    events: list[SequenceEvent]
+    stats: EngineStats | None = None
+
+
+class TextResult(Frame, frozen=True):
+    """The answer to a TextJob; `error` excludes the rest. `ids` are little-endian int32."""
+
+    id: int
+    ids: bytes = b""
+    pieces: list[bytes] = []
+    text: str = ""
+    raw: bytes = b""
+    error: ErrorRecord | None = None
+
+
+class Heartbeat(Frame, frozen=True):
+    """The worker lives. `step_age_s` is how long the present step has run, 0 when idle."""
+
+    step: int
+    step_age_s: float
+
+
+class DeviceInfo(msgspec.Struct, frozen=True):
+    """A processor of llama.cpp's; `kind` is ggml's: cpu, gpu, igpu, accel."""
+
+    name: str
+    description: str
+    kind: str
+    free_bytes: int
+    total_bytes: int
+
+
+class ProbeResult(Frame, frozen=True):
+    """What a probe worker found; `info` only when a path was asked for."""
+
+    binding_version: str
+    build: str
+    devices: list[DeviceInfo]
+    info: ModelInfo | None = None
+
+
+ToWorker = Load | Submit | Cancel | Credit | TextJob | Share | Stop | Probe
+ToServer = Progress | Ready | Failed | Step | TextResult | Heartbeat | ProbeResult
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_server = msgspec.msgpack.Decoder(ToServer)
+
+
+class FrameError(Exception):
+    """The other end sent something that is no frame."""
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as it goes over the socket. Raises FrameError over MAX_FRAME_BYTES."""
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes is over {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameBuffer:
+    """Cuts received bytes into frames; holds at most one frame that is not complete."""
+
+    def __init__(self, *, to_worker: bool) -> None:
+        self._decode = (_to_worker if to_worker else _to_server).decode
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[ToWorker | ToServer]:
+        """Frames completed by `data`, in order. Raises FrameError for what is no frame."""
+        self._bytes += data
+        start = 0
+        try:
+            while len(self._bytes) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._bytes, start)
+                if length > MAX_FRAME_BYTES:
+                    raise FrameError(f"a frame of {length} bytes is over {MAX_FRAME_BYTES}")
+                end = start + _LENGTH.size + length
+                if len(self._bytes) < end:
+                    break
+                body = bytes(memoryview(self._bytes)[start + _LENGTH.size : end])
+                start = end
+                try:
+                    frame = self._decode(body)
+                except msgspec.MsgspecError as exc:
+                    raise FrameError(str(exc)) from exc
+                yield frame
+        finally:
+            del self._bytes[:start]

@@ -1,0 +1,1 @@
+"""The gRPC face: servicers, conversion, health. The only users of the generated code but for clients."""

@@ -1,0 +1,222 @@
+"""Options, parameters and models between protobuf and domain. Checks what the contract limits.
+
+Functions `x_from_proto` and `x_to_proto` undo each other.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, TypeVar
+
+import msgspec
+from google.protobuf import timestamp_pb2
+
+from ..errors import FeatureUnsupported, FieldViolation, InvalidField
+from ..models.entry import ModelEntry, ModelStatus
+from ..models.gguf import ArraySummary, GgufHeader
+from ..types import (
+    GenerationDefaults,
+    KvCacheType,
+    LoadOptions,
+    SamplingParams,
+    check,
+)
+from ..v1 import inference_service_pb2 as inference_pb
+from ..v1 import model_service_pb2 as model_pb
+from ..v1 import types_pb2 as pb
+
+E = TypeVar("E", bound=enum.Enum)
+
+_INT64_MAX = 2**63 - 1
+
+
+def enum_to_proto(value: enum.Enum | None, wrapper: Any, prefix: str) -> Any:
+    """The contract's value of the same name; its zero for None."""
+    return 0 if value is None else wrapper.Value(f"{prefix}_{value.name}")
+
+
+def enum_from_proto(number: int, wrapper: Any, prefix: str, kind: type[E], field: str) -> E:
+    """Our value of the same name. Raises InvalidField for numbers that have none."""
+    try:
+        return kind[wrapper.Name(number).removeprefix(f"{prefix}_")]
+    except (KeyError, ValueError):
+        raise InvalidField(field, f"must be a named value, is {number}") from None
+
+
+def load_options_from_proto(message: pb.LoadOptions, prefix: str = "options") -> LoadOptions:
+    """Raises InvalidField naming every field that is out of its limits."""
+    if message.HasField("keep_alive"):
+        raise FeatureUnsupported(f"{prefix}.keep_alive")
+    if message.HasField("kv_cache_tokens"):
+        raise FeatureUnsupported(f"{prefix}.kv_cache_tokens")
+    values: dict[str, Any] = {
+        name: getattr(message, name)
+        for name in LoadOptions.__struct_fields__
+        if name != "kv_cache_type" and message.HasField(name)  # type: ignore[arg-type]
+    }
+    if message.HasField("kv_cache_type") and message.kv_cache_type:
+        values["kv_cache_type"] = enum_from_proto(
+            message.kv_cache_type, pb.KvCacheType, "KV_CACHE_TYPE", KvCacheType, f"{prefix}.kv_cache_type"
+        )
+    options = LoadOptions(**values)
+    check(options.violations(prefix))
+    return options
+
+
+def load_options_to_proto(options: LoadOptions) -> pb.LoadOptions:
+    values = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
+    kind = values.pop("kv_cache_type", None)
+    message = pb.LoadOptions(**values)
+    if kind is not None:
+        message.kv_cache_type = enum_to_proto(kind, pb.KvCacheType, "KV_CACHE_TYPE")
+    return message
+
+
+def overrides_from_proto(message: inference_pb.SamplingParams) -> dict[str, Any]:
+    """The sampling values that are set, by name. Raises InvalidField for bad ones."""
+    names = [name for name in SamplingParams.__struct_fields__ if name != "logit_bias"]
+    values: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
+    if message.logit_bias:
+        values["logit_bias"] = tuple((bias.token_id, bias.bias) for bias in message.logit_bias)
+    # Unset fields have good values, so all that is found wrong was set.
+    check(SamplingParams(**values).violations())
+    return values
+
+
+def sampling_from_proto(message: inference_pb.SamplingParams) -> SamplingParams:
+    return SamplingParams(**overrides_from_proto(message))
+
+
+def sampling_to_proto(sampling: SamplingParams) -> inference_pb.SamplingParams:
+    values = msgspec.structs.asdict(sampling)
+    biases = values.pop("logit_bias")
+    return inference_pb.SamplingParams(
+        **values, logit_bias=[inference_pb.LogitBias(token_id=token, bias=bias) for token, bias in biases]
+    )
+
+
+def defaults_from_proto(message: model_pb.SamplingOverrides) -> GenerationDefaults:
+    """Raises InvalidField naming every field that is out of its limits."""
+    names = GenerationDefaults.__struct_fields__
+    values: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
+    sampling = {name: value for name, value in values.items() if name != "max_tokens"}
+    found = SamplingParams(**sampling).violations("defaults")
+    if values.get("max_tokens", 1) < 1:
+        text = f"must be 1 or more, is {values['max_tokens']}"
+        found.append(FieldViolation("defaults.max_tokens", text))
+    check(found)
+    return GenerationDefaults(**values)
+
+
+def defaults_to_proto(defaults: GenerationDefaults) -> model_pb.SamplingOverrides:
+    values = {name: value for name, value in msgspec.structs.asdict(defaults).items() if value is not None}
+    return model_pb.SamplingOverrides(**values)
+
+
+def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
+    """`weights`, `process` and the like are left unset while nothing is loaded."""
+    since = timestamp_pb2.Timestamp()
+    since.FromDatetime(status.since)
+    stats, options = status.stats, status.options
+    message = pb.ModelStatus(
+        name=status.name,
+        state=enum_to_proto(status.state, pb.ModelState, "MODEL_STATE"),
+        reason=enum_to_proto(status.reason, pb.ModelStateReason, "MODEL_STATE_REASON"),
+        message=status.message,
+        running_count=stats.running,
+        waiting_count=max(0, status.in_flight - stats.running),
+        kv_cache_used_token_count=stats.kv_used_tokens,
+        since_time=since,
+        worker_process_id=status.pid,
+    )
+    if status.stage is not None:
+        stage = enum_to_proto(status.stage, pb.LoadStage, "LOAD_STAGE")
+        message.load_progress.CopyFrom(pb.LoadProgress(stage=stage, fraction=status.fraction))
+    if options is not None:
+        message.effective_options.CopyFrom(load_options_to_proto(options))
+    if status.weights_bytes and options is not None:
+        message.kv_cache_token_count = options.kv_cache_tokens or 0
+        message.memory.CopyFrom(
+            pb.MemoryLedger(
+                weights_bytes=status.weights_bytes,
+                kv_cache_bytes=status.kv_cache_bytes,
+                process_bytes=status.process_bytes,
+            )
+        )
+        message.counters.CopyFrom(
+            pb.EngineCounters(
+                step_count=stats.steps,
+                prefill_token_count=stats.prefill_tokens,
+                decode_token_count=stats.decode_tokens,
+                submitted_sequence_count=stats.submitted,
+                finished_sequence_count=stats.finished,
+                cancelled_sequence_count=stats.cancelled,
+                failed_sequence_count=stats.failed,
+            )
+        )
+    return message
+
+
+def model_to_proto(entry: ModelEntry) -> pb.Model:
+    header, sampling = entry.header, entry.sampling(seed=0)
+    capabilities = [pb.MODEL_CAPABILITY_GENERATE]
+    if header is not None and header.has_chat_template:
+        capabilities.append(pb.MODEL_CAPABILITY_CHAT)
+    source = (
+        pb.ModelSource(embedded=pb.EmbeddedSource())
+        if entry.is_embedded
+        else pb.ModelSource(file=pb.FileSource(path=str(entry.path)))
+    )
+    described = header.metadata.get("general.description") if header is not None else None
+    message = pb.Model(
+        name=entry.name,
+        aliases=entry.aliases,
+        description=entry.description or (described if isinstance(described, str) else ""),
+        source=source,
+        size_bytes=entry.size_bytes,
+        sha256=entry.sha256,
+        defaults=pb.GenerationDefaults(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            repetition_window=sampling.repetition_window,
+            max_tokens=entry.max_tokens,
+        ),
+        load_options=load_options_to_proto(entry.load_options),
+        status=status_to_proto(entry.status()),
+    )
+    if header is not None:
+        message.architecture = header.architecture or ""
+        message.quantization = header.quantization or ""
+        message.parameter_count = header.parameter_count
+        message.context_length = header.context_length or 0
+        message.license = header.license or ""
+        message.capabilities.extend(capabilities)
+    return message
+
+
+def metadata_to_proto(header: GgufHeader) -> list[model_pb.MetadataEntry]:
+    """One entry per GGUF key, in the order of the file."""
+    entries = []
+    for key, value in header.metadata.items():
+        entry = model_pb.MetadataEntry(key=key)
+        match value:
+            case bool():
+                entry.bool_value = value
+            case int():
+                entry.int_value = min(value, _INT64_MAX)
+            case float():
+                entry.double_value = value
+            case str():
+                entry.string_value = value
+            case ArraySummary():
+                entry.array_value.element_type = value.element_type
+                entry.array_value.element_count = value.count
+            case tuple():
+                kind = type(value[0]).__name__ if value else ""
+                entry.array_value.element_type = {"str": "string"}.get(kind, kind)
+                entry.array_value.element_count = len(value)
+        entries.append(entry)
+    return entries

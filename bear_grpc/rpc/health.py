@@ -1,0 +1,114 @@
+"""grpc.health.v1 for the server, its services, and every model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
+
+from ..models.entry import ModelStatus
+from ..types import ModelState
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+LIVENESS = "liveness"
+MODEL_PREFIX = "models/"
+
+# A watcher that does not read holds a change up; the others need not wait for it.
+SET_TIMEOUT_S = 1.0
+LAST_WRITE_S = 0.2
+
+
+class _Servicer(health_aio.HealthServicer):
+    """grpcio's servicer, with watches that the server can end and names that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        closed = asyncio.ensure_future(self.closed.wait())
+        try:
+            await asyncio.wait({watch, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if not watch.done():  # let it tell the last change
+                await asyncio.wait({watch}, timeout=LAST_WRITE_S)
+        finally:
+            closed.cancel()
+            watch.cancel()
+            await asyncio.wait({watch, closed})
+        if not watch.cancelled():
+            watch.result()
+
+    async def remove(self, name: str) -> None:
+        """Forgets a name: Check answers NOT_FOUND, Watch SERVICE_UNKNOWN."""
+        await self.set(name, UNKNOWN)
+        self._server_status.pop(name, None)
+
+
+class Health:
+    """The health servicer and the changes that reach it, in order. Event loop only.
+
+    `""` and the services tell whether this server takes work; `liveness` only
+    that its event loop runs; `models/<name>` is SERVING in READY.
+    """
+
+    def __init__(self, services: list[str]) -> None:
+        self.servicer = _Servicer()
+        self._services = ["", *services]
+        self._models: set[str] = set()
+        self._changes: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Everything is NOT_SERVING from here on, liveness is SERVING. Before the server starts."""
+        for name in self._services:
+            await self.servicer.set(name, NOT_SERVING)
+        await self.servicer.set(LIVENESS, SERVING)
+        self._task = asyncio.create_task(self._apply())
+
+    async def set_serving(self) -> None:
+        """The server takes work; returns when that can be seen."""
+        for name in self._services:
+            self._changes.put_nowait((name, SERVING))
+        await self._changes.join()
+
+    def on_model(self, status: ModelStatus) -> None:
+        """A model's status has changed."""
+        name = MODEL_PREFIX + status.name
+        if status.state is ModelState.ABSENT and name in self._models:
+            self._models.discard(name)
+            self._changes.put_nowait((name, None))
+            return
+        self._models.add(name)
+        if status.stage is None:  # steps of progress change nothing here
+            ready = status.state is ModelState.READY
+            self._changes.put_nowait((name, SERVING if ready else NOT_SERVING))
+
+    async def withdraw(self) -> None:
+        """All but liveness is NOT_SERVING, for good, and every watch ends."""
+        for name in (*self._services, *self._models):
+            self._changes.put_nowait((name, NOT_SERVING))
+        await self._changes.join()
+        self.servicer.closed.set()
+
+    async def close(self) -> None:
+        """Stops applying changes."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _apply(self) -> None:
+        while True:
+            name, status = await self._changes.get()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SET_TIMEOUT_S):
+                    if status is None:
+                        await self.servicer.remove(name)
+                    else:
+                        await self.servicer.set(name, status)
+            self._changes.task_done()

@@ -1,0 +1,171 @@
+"""InferenceService: generation, tokens and text."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidField, RequestIdInUse
+from ..executor.executor import ModelExecutor
+from ..models.manager import ModelManager
+from ..protocol import Delta, Finished, Started
+from ..types import MAX_SEED, SamplingParams
+from ..v1 import inference_service_pb2 as pb
+from ..v1 import inference_service_pb2_grpc as pb_grpc
+from .convert import status_to_proto
+from .requests import (
+    GenerateSpec,
+    completed_to_proto,
+    delta_to_proto,
+    input_from_proto,
+    spec_from_proto,
+    started_to_proto,
+)
+from .status import answer
+
+
+class InferenceServicer(pb_grpc.InferenceServiceServicer):
+    """Streaming methods write to their context: a generator would be closed late or never."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+        self._running: set[str] = set()
+
+    @answer
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
+        async with aclosing(self._events(spec_from_proto(request))) as events:
+            async for response in events:
+                await context.write(response)
+
+    @answer
+    async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Any) -> pb.GenerateOnceResponse:
+        if not request.HasField("request"):
+            raise InvalidField("request", "is required")
+        result = pb.GenerateOnceResponse()
+        choice = pb.Choice()
+        texts: list[str] = []
+        async with aclosing(self._events(spec_from_proto(request.request, "request."))) as events:
+            async for response in events:
+                result.request_id = response.request_id
+                match response.WhichOneof("event"):
+                    case "started":
+                        result.started.CopyFrom(response.started)
+                    case "delta":
+                        texts.append(response.delta.text)
+                        choice.tokens.extend(response.delta.tokens)
+                    case "completed":
+                        completed = response.completed
+                        choice.finish_reason = completed.finish_reason
+                        if completed.HasField("stop_cause"):
+                            choice.stop_cause.CopyFrom(completed.stop_cause)
+                        choice.timings.CopyFrom(completed.timings)
+                        result.usage.CopyFrom(completed.usage)
+        choice.text = "".join(texts)
+        result.choices.append(choice)
+        return result
+
+    @answer
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        source = input_from_proto(request)
+        executor = await self._executor(request.model)
+        result = await executor.text(source, include_pieces=request.include_pieces)
+        ids = np.frombuffer(result.ids, "<i4").tolist()
+        return pb.TokenizeResponse(token_ids=ids, pieces=result.pieces, rendered_text=result.text)
+
+    @answer
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        executor = await self._executor(request.model)
+        ids = list(request.token_ids)
+        result = await executor.text(token_ids=ids, include_special=request.include_special)
+        return pb.DetokenizeResponse(text=result.text, raw=result.raw)
+
+    @answer
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
+        source = input_from_proto(request)
+        executor = await self._executor(request.model)
+        result = await executor.text(source)
+        ready = self._manager.get(request.model).ready
+        length = ready.options.context_length if ready is not None else None
+        return pb.CountTokensResponse(token_count=len(result.ids) // 4, context_length=length or 0)
+
+    async def _executor(self, model: str) -> ModelExecutor:
+        if not model:
+            raise InvalidField("model", "is required")
+        return await self._manager.executor(model)
+
+    @contextmanager
+    def _hold_id(self, asked: str) -> Iterator[str]:
+        """The request's id, taken while it runs. Raises RequestIdInUse."""
+        request_id = asked or uuid.uuid4().hex
+        if request_id in self._running:
+            raise RequestIdInUse(request_id)
+        self._running.add(request_id)
+        try:
+            yield request_id
+        finally:
+            self._running.discard(request_id)
+
+    async def _events(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """All messages of a generation; its work ends with the iteration, however that ends."""
+        received_s = time.monotonic()
+        with self._hold_id(spec.request_id) as request_id:
+            if spec.queue_progress:
+                async with aclosing(self._load_progress(spec)) as progress:
+                    async for response in progress:
+                        response.request_id = request_id
+                        yield response
+            executor = await self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
+            entry = self._manager.get(executor.name)
+            sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
+            ahead = executor.in_flight
+            generation = executor.generate(
+                spec.input, sampling, stop, want_tokens=spec.want_tokens, received_s=received_s
+            )
+            try:
+                if spec.queue_progress and ahead:
+                    queued = pb.Queued(position=ahead)
+                    yield pb.GenerateResponse(request_id=request_id, queued=queued)
+                async for event in generation:
+                    response = self._response(event, executor.name, sampling)
+                    if response is not None:
+                        response.request_id = request_id
+                        yield response
+            finally:
+                generation.close()
+
+    def _response(
+        self, event: Started | Delta | Finished, model: str, sampling: SamplingParams
+    ) -> pb.GenerateResponse | None:
+        match event:
+            case Started():
+                entry = self._manager.get(model)
+                return pb.GenerateResponse(started=started_to_proto(event, entry, sampling))
+            case Finished():
+                return pb.GenerateResponse(completed=completed_to_proto(event))
+        if not event.text and not event.tokens:
+            return None  # half a character, or held back for a stop sequence
+        return pb.GenerateResponse(delta=delta_to_proto(event))
+
+    async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Status changes while the model is being loaded; ends when that has ended."""
+        loading = asyncio.ensure_future(
+            self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
+        )
+        name = self._manager.get(spec.model).name
+        try:
+            with self._manager.feed.watch() as watcher:
+                loading.add_done_callback(lambda _: watcher.close())
+                async for status in watcher:
+                    if status.name == name:
+                        yield pb.GenerateResponse(model_progress=status_to_proto(status))
+        finally:
+            if not loading.done():
+                loading.cancel()
+        await loading

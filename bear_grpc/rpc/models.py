@@ -1,0 +1,155 @@
+"""ModelService: what models there are, and their life."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+from ..errors import FeatureUnsupported, InvalidField
+from ..models.entry import ModelEntry
+from ..models.manager import ModelManager
+from ..models.registry import Registration
+from ..v1 import model_service_pb2 as pb
+from ..v1 import model_service_pb2_grpc as pb_grpc
+from ..v1 import types_pb2
+from .convert import (
+    defaults_from_proto,
+    load_options_from_proto,
+    metadata_to_proto,
+    model_to_proto,
+    status_to_proto,
+)
+from .status import answer
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+DEFAULT_DRAIN_S = 30.0
+
+
+class ModelServicer(pb_grpc.ModelServiceServicer):
+    """Streaming methods write to their context: a generator would be closed late or never."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+
+    @answer
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        if request.page_size < 0:
+            raise InvalidField("page_size", f"must be 0 or more, is {request.page_size}")
+        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+        wanted = sorted(set(request.states))
+        after = _read_page_token(request.page_token, wanted)
+        models = [model_to_proto(entry) for entry in self._manager.list() if entry.name > after]
+        models = [model for model in models if not wanted or model.status.state in wanted]
+        page, more = models[:size], len(models) > size
+        token = _page_token(page[-1].name, wanted) if more else ""
+        return pb.ListModelsResponse(models=page, next_page_token=token)
+
+    @answer
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        entry = self._entry(request.name)
+        with_metadata = request.include_metadata and entry.header is not None
+        metadata = metadata_to_proto(entry.header) if with_metadata and entry.header else []
+        return pb.GetModelResponse(model=model_to_proto(entry), metadata=metadata)
+
+    @answer
+    async def GetModelStatus(
+        self, request: pb.GetModelStatusRequest, context: Any
+    ) -> pb.GetModelStatusResponse:
+        entry = self._entry(request.name)
+        status = await asyncio.to_thread(entry.status, with_memory=True)
+        return pb.GetModelStatusResponse(status=status_to_proto(status))
+
+    @answer
+    async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> None:
+        names = {self._manager.get(name).name for name in request.names}
+        with self._manager.feed.watch() as watcher:
+            for entry in self._manager.list():
+                if not names or entry.name in names:
+                    await context.write(pb.WatchModelsResponse(status=status_to_proto(entry.status())))
+            async for status in watcher:
+                if not names or status.name in names:
+                    await context.write(pb.WatchModelsResponse(status=status_to_proto(status)))
+
+    @answer
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
+        options = load_options_from_proto(request.options)
+        entry, seconds = await self._manager.load(self._entry(request.name).name, options)
+        return pb.LoadModelResponse(status=status_to_proto(entry.status()), load_seconds=seconds)
+
+    @answer
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
+        entry = self._entry(request.name)
+        timeout_s = DEFAULT_DRAIN_S
+        if request.HasField("drain_timeout"):
+            timeout_s = request.drain_timeout.ToNanoseconds() / 1e9
+            if timeout_s < 0:
+                raise InvalidField("drain_timeout", f"must be 0 or more, is {timeout_s} s")
+        unloaded = await self._manager.unload(entry.name, timeout_s)
+        return pb.UnloadModelResponse(
+            status=status_to_proto(entry.status()),
+            released_bytes=unloaded.released_bytes,
+            cancelled_count=unloaded.cancelled,
+        )
+
+    @answer
+    async def RegisterModel(self, request: pb.RegisterModelRequest, context: Any) -> pb.RegisterModelResponse:
+        registration = Registration(
+            request.name,
+            request.path,
+            list(request.aliases),
+            defaults_from_proto(request.defaults),
+            load_options_from_proto(request.load_options, "load_options"),
+        )
+        entry = await self._manager.register(registration)
+        return pb.RegisterModelResponse(model=model_to_proto(entry))
+
+    @answer
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
+        await self._manager.delete(self._required(request.name))
+        return pb.DeleteModelResponse(released_bytes=0)
+
+    @answer
+    async def PullModel(self, request: pb.PullModelRequest, context: Any) -> None:
+        raise FeatureUnsupported("PullModel")
+
+    @answer
+    async def CancelPull(self, request: pb.CancelPullRequest, context: Any) -> pb.CancelPullResponse:
+        raise FeatureUnsupported("CancelPull")
+
+    @answer
+    async def PruneModels(self, request: pb.PruneModelsRequest, context: Any) -> pb.PruneModelsResponse:
+        raise FeatureUnsupported("PruneModels")
+
+    @answer
+    async def EstimateMemory(
+        self, request: pb.EstimateMemoryRequest, context: Any
+    ) -> pb.EstimateMemoryResponse:
+        raise FeatureUnsupported("EstimateMemory")
+
+    def _required(self, name: str) -> str:
+        if not name:
+            raise InvalidField("name", "is required")
+        return name
+
+    def _entry(self, name: str) -> ModelEntry:
+        return self._manager.get(self._required(name))
+
+
+def _page_token(last: str, wanted: list[types_pb2.ModelState]) -> str:
+    """Opaque to clients: where the page ended, and the filter that it belongs to."""
+    return base64.urlsafe_b64encode(json.dumps([last, wanted]).encode()).decode()
+
+
+def _read_page_token(token: str, wanted: list[types_pb2.ModelState]) -> str:
+    if not token:
+        return ""
+    try:
+        last, filter_ = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except ValueError:
+        raise InvalidField("page_token", "is not one of this server's") from None
+    if filter_ != wanted or not isinstance(last, str):
+        raise InvalidField("page_token", "belongs to a request with another filter")
+    return last

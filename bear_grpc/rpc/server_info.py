@@ -1,0 +1,84 @@
+"""ServerService: the server about itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .. import __version__
+from ..config import ServerConfig
+from ..errors import FeatureUnsupported
+from ..executor.probe import probe
+from ..executor.spawner import Spawner
+from ..models.manager import ModelManager
+from ..protocol import ProbeResult
+from ..types import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
+from ..v1 import server_service_pb2 as pb
+from ..v1 import server_service_pb2_grpc as pb_grpc
+from .requests import MAX_TEXT_BYTES
+from .status import answer
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+_KINDS = {
+    "cpu": pb.DEVICE_KIND_CPU,
+    "gpu": pb.DEVICE_KIND_GPU,
+    "igpu": pb.DEVICE_KIND_INTEGRATED_GPU,
+    "accel": pb.DEVICE_KIND_ACCELERATOR,
+}
+
+
+class ServerServicer(pb_grpc.ServerServiceServicer):
+    """Devices are read by a probe worker at every call: their free memory changes."""
+
+    def __init__(self, manager: ModelManager, spawner: Spawner, config: ServerConfig, cores: int) -> None:
+        self._manager = manager
+        self._spawner = spawner
+        self._config = config
+        self._cores = cores
+        self._probing: asyncio.Task[ProbeResult] | None = None
+
+    @answer
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
+        # Callers at the same time share one probe; one that leaves does not end it.
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(probe(self._spawner))
+        found = await asyncio.shield(self._probing)
+        devices = [
+            pb.Device(
+                name=device.name,
+                description=device.description,
+                kind=_KINDS.get(device.kind, pb.DEVICE_KIND_ACCELERATOR),
+                free_bytes=device.free_bytes,
+                total_bytes=device.total_bytes,
+            )
+            for device in found.devices
+        ]
+        limits = pb.ServerLimits(
+            max_text_bytes=MAX_TEXT_BYTES,
+            max_stop_sequences=MAX_STOP_SEQUENCES,
+            max_stop_sequence_bytes=MAX_STOP_SEQUENCE_BYTES,
+            max_waiting_requests=self._config.max_waiting_requests,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        )
+        return pb.GetServerInfoResponse(
+            version=__version__,
+            llama_cpp_python_version=found.binding_version,
+            llama_cpp_build=found.build,
+            devices=devices,
+            limits=limits,
+            sandbox=pb.SANDBOX_STATE_OFF,
+            core_count=self._cores,
+            allowed_paths=[str(root) for root in self._manager.allowed_roots],
+        )
+
+    @answer
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
+        raise FeatureUnsupported("GetLoad")
+
+    @answer
+    async def WatchLoad(self, request: pb.WatchLoadRequest, context: Any) -> None:
+        raise FeatureUnsupported("WatchLoad")
+
+    @answer
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
+        raise FeatureUnsupported("Drain")

@@ -1,0 +1,116 @@
+"""Domain errors to gRPC statuses, once for all servicers. The only file that names StatusCode."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from .. import errors
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "bear_grpc"
+Code = grpc.StatusCode
+T = TypeVar("T")
+
+CODES: dict[type[errors.BearError], grpc.StatusCode] = {
+    errors.InvalidField: Code.INVALID_ARGUMENT,
+    errors.ContextLengthExceeded: Code.INVALID_ARGUMENT,
+    errors.ModelNotFound: Code.NOT_FOUND,
+    errors.ModelFileNotFound: Code.NOT_FOUND,
+    errors.ModelNotLoaded: Code.FAILED_PRECONDITION,
+    errors.ModelAlreadyLoaded: Code.FAILED_PRECONDITION,
+    errors.ModelInUse: Code.FAILED_PRECONDITION,
+    errors.ModelExists: Code.ALREADY_EXISTS,
+    errors.ModelFileInvalid: Code.FAILED_PRECONDITION,
+    errors.RequestIdInUse: Code.ALREADY_EXISTS,
+    errors.LoadConflict: Code.ABORTED,
+    errors.PathNotAllowed: Code.PERMISSION_DENIED,
+    errors.QueueFull: Code.RESOURCE_EXHAUSTED,
+    errors.SlowConsumer: Code.RESOURCE_EXHAUSTED,
+    errors.InsufficientMemory: Code.RESOURCE_EXHAUSTED,
+    errors.Draining: Code.UNAVAILABLE,
+    errors.WorkerCrashed: Code.UNAVAILABLE,
+    errors.ModelUnloaded: Code.UNAVAILABLE,
+    errors.BackendError: Code.INTERNAL,
+    errors.EngineStartFailed: Code.INTERNAL,
+    errors.FeatureUnsupported: Code.UNIMPLEMENTED,
+}
+
+
+def to_status(error: errors.BearError) -> Any:
+    """The gRPC status of an error, with ErrorInfo and the details a program can act on."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    details: list[Any] = [info]
+    if error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in error.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if isinstance(error, errors.NotFound | errors.ModelExists):
+        name = error.metadata.get("model") or error.metadata.get("path", "")
+        details.append(error_details_pb2.ResourceInfo(resource_type="bear_grpc.v1.Model", resource_name=name))
+    if isinstance(error, errors.ModelNotLoaded):
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type="MODEL_LOADED", subject=error.metadata["model"], description="LoadModel loads it"
+        )
+        details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=error.message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return rpc_status.to_status(status)
+
+
+async def abort(context: Any, error: errors.BearError) -> NoReturn:
+    """Ends the call with the error's status."""
+    # On grpc.aio's context, though its abstract base does not name it.
+    await context.abort_with_status(to_status(error))
+    raise AssertionError("abort_with_status returned")
+
+
+def answer(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Wraps a servicer's coroutine method, unary or writing to its context.
+
+    Our errors become their status; what is unexpected becomes INTERNAL without
+    its text; cancellation by gRPC goes on as it came.
+    """
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Any, context: Any) -> T:
+        try:
+            return await method(self, request, context)
+        except errors.BearError as exc:
+            if type(exc) not in CODES:
+                log.error("%s has no status: %s", type(exc).__name__, exc)
+                exc = errors.BackendError("internal error")
+            await abort(context, exc)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the client left, its deadline passed, or the server stops
+            # A cancellation of our own would end the call without any status.
+            log.exception("%s was cancelled from inside", method.__name__)
+            await abort(context, errors.BackendError("internal error"))
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
+            raise  # the status is set, or the peer is gone
+        except Exception:
+            log.exception("%s failed", method.__name__)
+            await abort(context, errors.BackendError("internal error"))
+
+    return call

@@ -1,0 +1,175 @@
+"""The server from start to stop: builds its parts, in order, and takes them down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+import grpc.aio
+
+from . import __version__
+from .config import ConfigError, ServerConfig, available_cores
+from .errors import BearError
+from .executor.executor import ExecutorLimits
+from .executor.spawner import Spawner
+from .models.manager import ModelManager
+from .models.registry import Registry
+from .rpc.health import Health
+from .rpc.inference import InferenceServicer
+from .rpc.models import ModelServicer
+from .rpc.reflection import add_reflection
+from .rpc.server_info import MAX_MESSAGE_BYTES, ServerServicer
+from .v1 import (
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+)
+
+log = logging.getLogger(__name__)
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
+EXIT_START = 1
+NICE_OF_SERVER = 10
+
+SERVICES = [
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    server_service_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
+]
+
+OPTIONS = [
+    # A second server on the port would share its connections without an error.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A client that vanishes without a word frees its slot after these times.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+class Server:
+    """A server in the running event loop. `start`, then `stop`."""
+
+    def __init__(self, config: ServerConfig, spawner: Spawner) -> None:
+        cores = available_cores()
+        self._config = config
+        self.addresses: list[str] = []
+        self.manager = ModelManager(
+            spawner=spawner,
+            registry=Registry(config.models_dir / "registered"),
+            allowed_roots=[config.models_dir, *config.allow_path],
+            limits=ExecutorLimits(config.max_waiting_requests, config.stall_timeout_s),
+            cores=cores,
+            configured=config.models,
+        )
+        self.health = Health(SERVICES)
+        self.manager.feed.listen(self.health.on_model)
+        self._server = grpc.aio.server(options=OPTIONS)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.manager), self._server)
+        inference = InferenceServicer(self.manager)
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        about = ServerServicer(self.manager, spawner, config, cores)
+        server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
+        self._add_introspection()
+
+    def _add_introspection(self) -> None:
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
+        if self._config.with_reflection:
+            name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+            add_reflection([*SERVICES, name], self._server)
+
+    async def start(self) -> None:
+        """Listens, loads the models of the configuration, then reports SERVING.
+
+        Raises ConfigError for an address that cannot be bound, and what a load raises.
+        """
+        await self.health.open()
+        for address in self._config.listen:
+            try:
+                port = self._server.add_insecure_port(address)
+            except RuntimeError as exc:
+                raise ConfigError(f"listen: cannot bind {address} (in use, or not this machine's)") from exc
+            is_socket = address.startswith("unix")
+            self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
+        await self._server.start()
+        await self.manager.open()
+        for name in self._config.load:
+            await self.manager.load(name)
+        await self.health.set_serving()
+        log.info("bear_grpc %s serves on %s", __version__, ", ".join(self.addresses))
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Takes no new work, lets streams finish within the grace, ends every worker."""
+        self.manager.draining = True
+        await self.health.withdraw()
+        self.manager.feed.close()
+        await self._server.stop(self._config.stop_grace_s if grace_s is None else grace_s)
+        await self.manager.close()
+        await self.health.close()
+
+
+def serve(config: ServerConfig) -> int:
+    """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once."""
+    logging.basicConfig(
+        level=config.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    spawner = Spawner()
+    _lower_priority()
+    try:
+        return asyncio.run(_serve(config, spawner))
+    finally:
+        spawner.close()
+
+
+def _lower_priority() -> None:
+    """Puts this thread, and those it starts, behind the workers: they wait for each
+    other at every barrier, and a busy neighbour would cost them half their speed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICE_OF_SERVER)
+
+
+async def _serve(config: ServerConfig, spawner: Spawner) -> int:
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            # Workers die with the spawner thread, or see the closed socket.
+            os._exit(128 + signal.SIGTERM)
+        log.info("stopping; a second signal ends at once")
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(config, spawner)
+    starting = asyncio.create_task(server.start())
+    signalled = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping.wait()
+    except ConfigError as exc:
+        log.error("%s", exc)
+        return EXIT_CONFIG
+    except BearError as exc:
+        log.error("the server cannot start: %s [%s]", exc, exc.reason)
+        return EXIT_START
+    finally:
+        for task in (starting, signalled):
+            task.cancel()
+        await asyncio.wait({starting, signalled})
+        await server.stop()
+    return 0

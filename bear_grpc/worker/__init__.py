@@ -1,0 +1,1 @@
+"""The worker process: one model, three threads. Imports no grpc and no hub."""

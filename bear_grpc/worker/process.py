@@ -1,0 +1,137 @@
+"""The worker's three threads and what goes between them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from ..backend.base import Backend
+from ..engine.engine import Engine
+from ..errors import BearError
+from ..protocol import (
+    Cancel,
+    Credit,
+    Failed,
+    Frame,
+    Heartbeat,
+    Load,
+    Probe,
+    ProbeResult,
+    Progress,
+    Ready,
+    Share,
+    Stop,
+    Submit,
+    TextJob,
+    ToWorker,
+)
+from ..types import LoadStage
+from .io import Connection
+from .owner import BackendFactory, Owner
+from .text import Preparer, TextThread
+
+TICK_S = 0.5
+
+
+def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
+    """The real backend; progress goes out as frames."""
+    # Native code is loaded on the owner thread: the I/O thread stays alive meanwhile.
+    from ..backend import llama
+
+    llama.start()
+    return llama.LlamaBackend(
+        Path(load.path),
+        load.options,
+        cores=load.cores,
+        report=lambda stage, fraction: post(Progress(stage, fraction)),
+    )
+
+
+class Worker:
+    """One model's process. `run` is the I/O thread; owner and text start with Load."""
+
+    def __init__(self, sock: socket.socket, factory: BackendFactory = load_llama) -> None:
+        self._connection = Connection(sock)
+        self._factory = factory
+        self._owner: Owner | None = None
+        self._text: TextThread | None = None
+        self._engine: Engine | None = None
+
+    def run(self) -> None:
+        """Returns when the server has closed the socket, or said Stop and all is sent."""
+        self._connection.run(self._take, self._tick, TICK_S)
+
+    def _take(self, frame: ToWorker) -> None:
+        match frame:
+            case Load():
+                self._load(frame)
+            case Probe():
+                self._connection.post(probe(frame))
+                self._connection.close_after_sending()
+            case Stop():
+                self._connection.close_after_sending()
+            case Submit() | TextJob():
+                self._ready_text().put(frame)
+            case Cancel():
+                self._cancel(frame)
+            case Credit() | Share():
+                self._ready_owner().put(frame)
+
+    def _cancel(self, frame: Cancel) -> None:
+        if not self._ready_text().cancel(frame.id):
+            # In this order: an interrupted step must find the command.
+            self._ready_owner().put(frame)
+            assert self._engine is not None
+            self._engine.interrupt(frame.id)
+
+    def _load(self, frame: Load) -> None:
+        post = self._connection.post
+        post(Progress(LoadStage.STARTING, 0.0))
+        self._owner = Owner(
+            frame,
+            self._factory,
+            post=post,
+            on_ready=self._on_ready,
+            on_failed=self._connection.close_after_sending,
+        )
+        self._owner.start()
+
+    def _on_ready(self, backend: Backend, engine: Engine) -> None:
+        """Owner thread: the model is loaded, requests may come from now on."""
+        assert backend.options.context_length is not None
+        preparer = Preparer(backend.vocabulary, backend.options.context_length)
+        post = self._connection.post
+        self._engine = engine
+        self._text = TextThread(preparer, post=post, to_owner=self._ready_owner().put)
+        self._text.launch()
+        post(Ready(backend.info, backend.options, backend.kv_cache_bytes))
+
+    def _tick(self) -> None:
+        if self._text is not None:
+            self._text.interrupt_overdue()
+        if self._engine is not None:
+            self._connection.post(Heartbeat(self._engine.steps, self._engine.step_age_s()))
+
+    def _ready_text(self) -> TextThread:
+        if self._text is None:
+            raise RuntimeError("a request came before the model was ready")
+        return self._text
+
+    def _ready_owner(self) -> Owner:
+        if self._owner is None:
+            raise RuntimeError("a command came before Load")
+        return self._owner
+
+
+def probe(frame: Probe) -> Frame:
+    """What needs the native library without a model in it."""
+    from ..backend import llama
+
+    llama.start()
+    version, build = llama.describe_build()
+    try:
+        info = llama.inspect(Path(frame.path)) if frame.path is not None else None
+    except BearError as exc:
+        return Failed(exc.to_record())
+    return ProbeResult(version, build, llama.devices(), info)

@@ -1,0 +1,241 @@
+"""The text thread: tokenizing, rendering and checking, beside a busy owner."""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from ..backend.base import Vocabulary
+from ..engine.sequence import Sequence
+from ..engine.stop import TextMachine
+from ..errors import BackendError, BearError, ContextLengthExceeded, ErrorRecord, InvalidField
+from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
+from ..types import ChatInput, GenerationInput, PromptInput, StopParams, TokensInput
+from .template import ChatTemplate
+
+log = logging.getLogger(__name__)
+
+# Tokenizers with regular expressions recurse on long runs of letters.
+STACK_BYTES = 256 * 2**20
+JOB_LIMIT_S = 2.0
+
+
+class _JobTimeout(BaseException):
+    """Raised inside the text thread by `interrupt_overdue`."""
+
+
+class Preparer:
+    """What the text thread knows: a model's vocabulary, template and limits."""
+
+    def __init__(self, vocabulary: Vocabulary, context_length: int) -> None:
+        self._vocabulary = vocabulary
+        self._context_length = context_length
+        self._template: ChatTemplate | None = None
+
+    def sequence(self, submit: Submit) -> Sequence:
+        """The engine's form of a request. Raises InvalidField, ContextLengthExceeded."""
+        tokens, _ = self.tokens(submit.input)
+        if not tokens:
+            raise InvalidField("prompt", "must give at least one token")
+        sampling, stop = submit.sampling, submit.stop
+        self._check_ids("stop.token_ids", list(stop.token_ids))
+        self._check_ids("sampling.logit_bias", [token for token, _ in sampling.logit_bias])
+        if stop.ignore_eos:
+            never = tuple((token, float("-inf")) for token in self._vocabulary.eog_tokens())
+            sampling = msgspec.structs.replace(sampling, logit_bias=sampling.logit_bias + never)
+        is_chat = isinstance(submit.input, ChatInput)
+        return Sequence(
+            id=submit.id,
+            tokens=tokens,
+            sampling=sampling,
+            stop=stop,
+            max_tokens=self._max_tokens(len(tokens), stop),
+            text=TextMachine(stop.sequences, strip_space=is_chat and self._vocabulary.adds_space_prefix),
+            received_s=submit.received_s,
+            credit=submit.credit,
+            want_tokens=submit.want_tokens,
+        )
+
+    def answer(self, job: TextJob) -> TextResult:
+        """Token ids of an input, or the text of token ids."""
+        vocabulary = self._vocabulary
+        if job.input is None:
+            ids = job.token_ids or []
+            self._check_ids("token_ids", ids)
+            raw = b"".join(vocabulary.piece(token, special=job.include_special) for token in ids)
+            return TextResult(job.id, text=raw.decode(errors="replace"), raw=raw)
+        ids, rendered = self.tokens(job.input)
+        pieces = [vocabulary.piece(token, special=True) for token in ids] if job.include_pieces else []
+        return TextResult(job.id, ids=np.asarray(ids, "<i4").tobytes(), pieces=pieces, text=rendered)
+
+    def tokens(self, source: GenerationInput) -> tuple[list[int], str]:
+        """Token ids of an input, and the text that the template gave for chat."""
+        if isinstance(source, TokensInput):
+            self._check_ids("token_ids", source.ids)
+            return list(source.ids), ""
+        if isinstance(source, PromptInput):
+            ids = self._vocabulary.tokenize(
+                source.text, add_special=source.add_special, parse_special=source.parse_special
+            )
+            return ids, ""
+        text = self._chat_template().render(source)
+        return self._tokenize_chat(text, source), text
+
+    def _tokenize_chat(self, text: str, chat: ChatInput) -> list[int]:
+        """Control tokens are recognised where the template wrote them, never where a client did."""
+        bos = self._vocabulary.special_text("bos")
+        add_special = not (bos and text.startswith(bos))
+        controls = self._vocabulary.control_texts()
+        ids: list[int] = []
+        for turn in chat.messages:
+            if not any(control in turn.content for control in controls):
+                continue
+            content = turn.content.strip()
+            before, found, text = text.partition(content)
+            if not found:
+                raise InvalidField("chat.messages", "the text of a control token is not allowed here")
+            if before:
+                ids += self._vocabulary.tokenize(before, add_special=add_special, parse_special=True)
+                add_special = False
+            ids += self._vocabulary.tokenize(content, add_special=add_special, parse_special=False)
+            add_special = False
+        return ids + self._vocabulary.tokenize(text, add_special=add_special, parse_special=True)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            source = self._vocabulary.chat_template()
+            if source is None:
+                raise InvalidField("chat", "the model has no chat template; use prompt")
+            self._template = ChatTemplate(source, self._vocabulary)
+        return self._template
+
+    def _max_tokens(self, num_prompt: int, stop: StopParams) -> int:
+        room = self._context_length - num_prompt
+        if stop.max_tokens is not None:
+            if stop.max_tokens > room:
+                raise ContextLengthExceeded(num_prompt, stop.max_tokens, self._context_length)
+            return stop.max_tokens
+        if room < 1:
+            raise ContextLengthExceeded(num_prompt, None, self._context_length)
+        return min(stop.default_max_tokens, room)
+
+    def _check_ids(self, field: str, ids: list[int]) -> None:
+        size = self._vocabulary.size
+        for place, token in enumerate(ids):
+            if not 0 <= token < size:
+                raise InvalidField(f"{field}[{place}]", f"must be 0 to {size - 1}, is {token}")
+
+
+class TextThread(threading.Thread):
+    """Serves Submit and TextJob frames in order; a generation goes on to the owner."""
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        *,
+        post: Callable[[Frame], None],
+        to_owner: Callable[[Sequence], None],
+    ) -> None:
+        super().__init__(name="text", daemon=True)
+        self._preparer = preparer
+        self._post = post
+        self._to_owner = to_owner
+        self._changed = threading.Condition()
+        self._jobs: collections.deque[Submit | TextJob] = collections.deque()
+        self._pending: set[int] = set()
+        self._cancelled: set[int] = set()
+        self._busy_since_s: float | None = None
+        self._interrupted = False
+
+    def launch(self) -> None:
+        """Starts the thread with a big stack."""
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            self.start()
+        finally:
+            threading.stack_size(before)
+
+    def put(self, job: Submit | TextJob) -> None:
+        """I/O thread: takes a job."""
+        with self._changed:
+            if isinstance(job, Submit):
+                self._pending.add(job.id)
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def cancel(self, id: int) -> bool:
+        """I/O thread: ends a generation that has not gone on to the owner; False if it has."""
+        with self._changed:
+            if id not in self._pending:
+                return False
+            self._cancelled.add(id)
+            return True
+
+    def interrupt_overdue(self) -> None:
+        """I/O thread: raises _JobTimeout inside a job that has run for too long."""
+        with self._changed:
+            since = self._busy_since_s
+            if since is None or self._interrupted or time.monotonic() - since < JOB_LIMIT_S:
+                return
+            self._interrupted = True
+            thread = ctypes.c_ulong(self.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_JobTimeout))
+
+    def run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    self._changed.wait()
+                job = self._jobs.popleft()
+                self._busy_since_s = time.monotonic()
+            result = self._guarded(job)
+            if isinstance(job, Submit):
+                self._hand_over(job, result)
+            elif isinstance(result, TextResult):
+                self._post(result)
+            elif isinstance(result, ErrorRecord):
+                self._post(TextResult(job.id, error=result))
+
+    def _guarded(self, job: Submit | TextJob) -> Sequence | TextResult | ErrorRecord:
+        """The job's result, or the error that it ended with."""
+        result: Sequence | TextResult | ErrorRecord
+        try:
+            try:
+                if isinstance(job, Submit):
+                    result = self._preparer.sequence(job)
+                else:
+                    result = self._preparer.answer(job)
+            except BearError as exc:
+                result = exc.to_record()
+            except Exception:
+                log.exception("a text job failed")
+                result = BackendError("the text of the request could not be processed").to_record()
+            with self._changed:
+                self._busy_since_s = None
+            while self._interrupted:  # the interruption is on its way: let it arrive here
+                time.sleep(0.001)
+        except _JobTimeout:
+            late = InvalidField("input", f"takes more than {JOB_LIMIT_S:.0f} s to turn into tokens")
+            result = late.to_record()
+            with self._changed:
+                self._busy_since_s = None
+                self._interrupted = False
+        return result
+
+    def _hand_over(self, job: Submit, result: Sequence | TextResult | ErrorRecord) -> None:
+        with self._changed:
+            self._pending.discard(job.id)
+            cancelled = job.id in self._cancelled
+            self._cancelled.discard(job.id)
+            if not cancelled and isinstance(result, Sequence):
+                self._to_owner(result)
+                return
+        error = result if isinstance(result, ErrorRecord) and not cancelled else None
+        self._post(Step([Ended(job.id, error)]))
