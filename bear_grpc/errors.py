@@ -219,9 +219,7 @@ class RequestIdInUse(Conflict):
     reason = "REQUEST_ID_IN_USE"
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(
-            f"a request with id {request_id!r} is running", metadata={"request_id": request_id}
-        )
+        super().__init__(f"a request with id {request_id!r} is running", metadata={"request_id": request_id})
 
 
 class LoadConflict(Conflict):

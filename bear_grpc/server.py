@@ -18,6 +18,7 @@ from .executor.executor import ExecutorLimits
 from .executor.spawner import Spawner
 from .models.manager import ModelManager
 from .models.registry import Registry
+from .models.shelf import Shelf
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
 from .rpc.models import ModelServicer
@@ -63,21 +64,23 @@ class Server:
         cores = available_cores()
         self._config = config
         self.addresses: list[str] = []
-        self.manager = ModelManager(
+        self.shelf = Shelf(
             spawner=spawner,
             registry=Registry(config.models_dir / "registered"),
             allowed_roots=[config.models_dir, *config.allow_path],
-            limits=ExecutorLimits(config.max_waiting_requests, config.stall_timeout_s),
-            cores=cores,
             configured=config.models,
         )
+        limits = ExecutorLimits(config.max_waiting_requests, config.stall_timeout_s)
+        self.manager = ModelManager(self.shelf, spawner=spawner, limits=limits, cores=cores)
         self.health = Health(SERVICES)
-        self.manager.feed.listen(self.health.on_model)
+        self.shelf.feed.listen(self.health.on_model)
         self._server = grpc.aio.server(options=OPTIONS)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.manager), self._server)
-        inference = InferenceServicer(self.manager)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(self.shelf, self.manager), self._server
+        )
+        inference = InferenceServicer(self.shelf, self.manager)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        about = ServerServicer(self.manager, spawner, config, cores)
+        about = ServerServicer(self.shelf, spawner, config, cores)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
         self._add_introspection()
 
@@ -103,7 +106,7 @@ class Server:
             is_socket = address.startswith("unix")
             self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
         await self._server.start()
-        await self.manager.open()
+        await self.shelf.open()
         for name in self._config.load:
             await self.manager.load(name)
         await self.health.set_serving()
@@ -113,9 +116,10 @@ class Server:
         """Takes no new work, lets streams finish within the grace, ends every worker."""
         self.manager.draining = True
         await self.health.withdraw()
-        self.manager.feed.close()
+        self.shelf.feed.close()
         await self._server.stop(self._config.stop_grace_s if grace_s is None else grace_s)
         await self.manager.close()
+        await self.shelf.close()
         await self.health.close()
 
 

@@ -107,8 +107,11 @@ class Backend(Protocol):
 
     info: ModelInfo
     options: LoadOptions
-    vocabulary: Vocabulary
     kv_cache_bytes: int
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens."""
 
     def forward(self, batch: Batch) -> Outcome:
         """Runs one step. Tokens must continue what their sequence has in the KV cache."""

@@ -49,7 +49,7 @@ class ModelStatus:
     process_bytes: int = 0
     pid: int = 0
     in_flight: int = 0
-    stats: EngineStats = EngineStats()
+    stats: EngineStats = dataclasses.field(default_factory=EngineStats)
 
 
 def header_of(path: Path) -> GgufHeader:
@@ -73,8 +73,8 @@ class ModelEntry:
     is_embedded: bool
     description: str = ""
     aliases: tuple[str, ...] = ()
-    defaults: GenerationDefaults = GenerationDefaults()
-    load_options: LoadOptions = LoadOptions()
+    defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    load_options: LoadOptions = dataclasses.field(default_factory=LoadOptions)
     sha256: str = ""
     size_bytes: int = 0
     header: GgufHeader | None = None
@@ -84,7 +84,7 @@ class ModelEntry:
     since: datetime.datetime = dataclasses.field(default_factory=lambda: _now())
     stage: LoadStage | None = None
     fraction: float = 0.0
-    asked: LoadOptions = LoadOptions()
+    asked: LoadOptions = dataclasses.field(default_factory=LoadOptions)
     executor: ModelExecutor | None = None
     ready: Ready | None = None
     load_seconds: float = 0.0

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InvalidField, RequestIdInUse
 from ..executor.executor import ModelExecutor
 from ..models.manager import ModelManager
+from ..models.shelf import Shelf
 from ..protocol import Delta, Finished, Started
 from ..types import MAX_SEED, SamplingParams
 from ..v1 import inference_service_pb2 as pb
@@ -34,7 +35,8 @@ from .status import answer
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(self, shelf: Shelf, manager: ModelManager) -> None:
+        self._shelf = shelf
         self._manager = manager
         self._running: set[str] = set()
 
@@ -91,7 +93,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         source = input_from_proto(request)
         executor = await self._executor(request.model)
         result = await executor.text(source)
-        ready = self._manager.get(request.model).ready
+        ready = self._shelf.get(request.model).ready
         length = ready.options.context_length if ready is not None else None
         return pb.CountTokensResponse(token_count=len(result.ids) // 4, context_length=length or 0)
 
@@ -122,7 +124,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                         response.request_id = request_id
                         yield response
             executor = await self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
-            entry = self._manager.get(executor.name)
+            entry = self._shelf.get(executor.name)
             sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
             ahead = executor.in_flight
             generation = executor.generate(
@@ -133,10 +135,10 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                     queued = pb.Queued(position=ahead)
                     yield pb.GenerateResponse(request_id=request_id, queued=queued)
                 async for event in generation:
-                    response = self._response(event, executor.name, sampling)
-                    if response is not None:
-                        response.request_id = request_id
-                        yield response
+                    message = self._response(event, executor.name, sampling)
+                    if message is not None:
+                        message.request_id = request_id
+                        yield message
             finally:
                 generation.close()
 
@@ -145,7 +147,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     ) -> pb.GenerateResponse | None:
         match event:
             case Started():
-                entry = self._manager.get(model)
+                entry = self._shelf.get(model)
                 return pb.GenerateResponse(started=started_to_proto(event, entry, sampling))
             case Finished():
                 return pb.GenerateResponse(completed=completed_to_proto(event))
@@ -158,9 +160,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         loading = asyncio.ensure_future(
             self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
         )
-        name = self._manager.get(spec.model).name
+        name = self._shelf.get(spec.model).name
         try:
-            with self._manager.feed.watch() as watcher:
+            with self._shelf.feed.watch() as watcher:
                 loading.add_done_callback(lambda _: watcher.close())
                 async for status in watcher:
                     if status.name == name:

@@ -11,9 +11,9 @@ from ..errors import FeatureUnsupported, InvalidField
 from ..models.entry import ModelEntry
 from ..models.manager import ModelManager
 from ..models.registry import Registration
+from ..models.shelf import Shelf
 from ..v1 import model_service_pb2 as pb
 from ..v1 import model_service_pb2_grpc as pb_grpc
-from ..v1 import types_pb2
 from .convert import (
     defaults_from_proto,
     load_options_from_proto,
@@ -31,7 +31,8 @@ DEFAULT_DRAIN_S = 30.0
 class ModelServicer(pb_grpc.ModelServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(self, shelf: Shelf, manager: ModelManager) -> None:
+        self._shelf = shelf
         self._manager = manager
 
     @answer
@@ -39,9 +40,9 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         if request.page_size < 0:
             raise InvalidField("page_size", f"must be 0 or more, is {request.page_size}")
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        wanted = sorted(set(request.states))
+        wanted: list[int] = sorted(set(request.states))
         after = _read_page_token(request.page_token, wanted)
-        models = [model_to_proto(entry) for entry in self._manager.list() if entry.name > after]
+        models = [model_to_proto(entry) for entry in self._shelf.list() if entry.name > after]
         models = [model for model in models if not wanted or model.status.state in wanted]
         page, more = models[:size], len(models) > size
         token = _page_token(page[-1].name, wanted) if more else ""
@@ -64,9 +65,9 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     @answer
     async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> None:
-        names = {self._manager.get(name).name for name in request.names}
-        with self._manager.feed.watch() as watcher:
-            for entry in self._manager.list():
+        names = {self._shelf.get(name).name for name in request.names}
+        with self._shelf.feed.watch() as watcher:
+            for entry in self._shelf.list():
                 if not names or entry.name in names:
                     await context.write(pb.WatchModelsResponse(status=status_to_proto(entry.status())))
             async for status in watcher:
@@ -103,12 +104,12 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
             defaults_from_proto(request.defaults),
             load_options_from_proto(request.load_options, "load_options"),
         )
-        entry = await self._manager.register(registration)
+        entry = await self._shelf.register(registration)
         return pb.RegisterModelResponse(model=model_to_proto(entry))
 
     @answer
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
-        await self._manager.delete(self._required(request.name))
+        await self._shelf.delete(self._required(request.name))
         return pb.DeleteModelResponse(released_bytes=0)
 
     @answer
@@ -135,15 +136,15 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         return name
 
     def _entry(self, name: str) -> ModelEntry:
-        return self._manager.get(self._required(name))
+        return self._shelf.get(self._required(name))
 
 
-def _page_token(last: str, wanted: list[types_pb2.ModelState]) -> str:
+def _page_token(last: str, wanted: list[int]) -> str:
     """Opaque to clients: where the page ended, and the filter that it belongs to."""
     return base64.urlsafe_b64encode(json.dumps([last, wanted]).encode()).decode()
 
 
-def _read_page_token(token: str, wanted: list[types_pb2.ModelState]) -> str:
+def _read_page_token(token: str, wanted: list[int]) -> str:
     if not token:
         return ""
     try:

@@ -29,6 +29,7 @@ from .convert import enum_to_proto, overrides_from_proto, sampling_to_proto
 MAX_TEXT_BYTES = 2**20
 MAX_ROLE_BYTES = 64
 MAX_TAG_BYTES = 64
+MAX_N = 16
 MAX_REQUEST_ID_BYTES = 128
 
 
@@ -62,19 +63,22 @@ def spec_from_proto(request: pb.GenerateRequest, prefix: str = "") -> GenerateSp
     found = stop.violations()
     if not request.model:
         found.append(FieldViolation("model", "is required"))
+    if request.HasField("n") and not 1 <= request.n <= MAX_N:
+        found.append(FieldViolation("n", f"must be 1 to {MAX_N}, is {request.n}"))
     for name, limit in {"client_tag": MAX_TAG_BYTES, "request_id": MAX_REQUEST_ID_BYTES}.items():
         if len(getattr(request, name).encode()) > limit:
             found.append(FieldViolation(name, f"must be at most {limit} bytes"))
-    sampling, source = {}, None
-    for read in (lambda: overrides_from_proto(request.sampling), lambda: input_from_proto(request)):
-        try:
-            value: Any = read()
-        except InvalidField as exc:
-            found += exc.violations
-        else:
-            sampling, source = (value, source) if isinstance(value, dict) else (sampling, value)
+    sampling: dict[str, Any] = {}
+    source: GenerationInput = TokensInput([])
+    try:
+        sampling = overrides_from_proto(request.sampling)
+    except InvalidField as exc:
+        found += exc.violations
+    try:
+        source = input_from_proto(request)
+    except InvalidField as exc:
+        found += exc.violations
     check([FieldViolation(prefix + v.field, v.description) for v in found])
-    assert source is not None
     return GenerateSpec(
         model=request.model,
         input=source,
@@ -92,7 +96,7 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     output = request.output
     asked = {
         "constraint": request.HasField("constraint"),
-        "n above 1": request.n > 1,
+        "n above 1": 1 < request.n <= MAX_N,
         "priority": request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL),
         "overflow_policy other than ERROR": request.overflow_policy > pb.OVERFLOW_POLICY_ERROR,
         "keep_alive": request.HasField("keep_alive"),
@@ -104,8 +108,6 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     for feature, wanted in asked.items():
         if wanted:
             raise FeatureUnsupported(feature)
-    if request.HasField("n") and request.n < 1:
-        raise InvalidField("n", f"must be 1 to 16, is {request.n}")
 
 
 def input_from_proto(

@@ -10,7 +10,7 @@ from ..config import ServerConfig
 from ..errors import FeatureUnsupported
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
-from ..models.manager import ModelManager
+from ..models.shelf import Shelf
 from ..protocol import ProbeResult
 from ..types import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
 from ..v1 import server_service_pb2 as pb
@@ -30,8 +30,8 @@ _KINDS = {
 class ServerServicer(pb_grpc.ServerServiceServicer):
     """Devices are read by a probe worker at every call: their free memory changes."""
 
-    def __init__(self, manager: ModelManager, spawner: Spawner, config: ServerConfig, cores: int) -> None:
-        self._manager = manager
+    def __init__(self, shelf: Shelf, spawner: Spawner, config: ServerConfig, cores: int) -> None:
+        self._shelf = shelf
         self._spawner = spawner
         self._config = config
         self._cores = cores
@@ -68,7 +68,7 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
             limits=limits,
             sandbox=pb.SANDBOX_STATE_OFF,
             core_count=self._cores,
-            allowed_paths=[str(root) for root in self._manager.allowed_roots],
+            allowed_paths=[str(root) for root in self._shelf.allowed_roots],
         )
 
     @answer

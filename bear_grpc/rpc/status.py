@@ -84,8 +84,10 @@ async def abort(context: Any, error: errors.BearError) -> NoReturn:
     raise AssertionError("abort_with_status returned")
 
 
-def answer(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def answer(method: Callable[..., Awaitable[T]]) -> Any:
     """Wraps a servicer's coroutine method, unary or writing to its context.
+
+    The result has no type: the generated bases know no coroutine that writes.
 
     Our errors become their status; what is unexpected becomes INTERNAL without
     its text; cancellation by gRPC goes on as it came.

@@ -37,9 +37,9 @@ TICK_S = 0.5
 def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
     """The real backend; progress goes out as frames."""
     # Native code is loaded on the owner thread: the I/O thread stays alive meanwhile.
-    from ..backend import llama
+    from ..backend import llama, native
 
-    llama.start()
+    native.start()
     return llama.LlamaBackend(
         Path(load.path),
         load.options,
@@ -126,12 +126,12 @@ class Worker:
 
 def probe(frame: Probe) -> Frame:
     """What needs the native library without a model in it."""
-    from ..backend import llama
+    from ..backend import llama, native
 
-    llama.start()
-    version, build = llama.describe_build()
+    native.start()
+    version, build = native.describe_build()
     try:
         info = llama.inspect(Path(frame.path)) if frame.path is not None else None
     except BearError as exc:
         return Failed(exc.to_record())
-    return ProbeResult(version, build, llama.devices(), info)
+    return ProbeResult(version, build, native.devices(), info)

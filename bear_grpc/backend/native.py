@@ -1,0 +1,103 @@
+"""llama.cpp's library as one name. The only importer of llama_cpp.
+
+Log, versions and devices are here; what a model can do is in the other modules.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import os
+from importlib.metadata import version
+from typing import Any
+
+import llama_cpp.llama_cpp
+
+from ..protocol import DeviceInfo
+
+# Most of the binding carries no usable annotations.
+lib: Any = llama_cpp.llama_cpp
+
+_LOG_WARN, _LOG_ERROR, _LOG_CONT = 3, 4, 5
+_DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
+
+
+class NativeLog:
+    """Passes llama.cpp's warnings and errors to stderr, and keeps the last errors."""
+
+    def __init__(self) -> None:
+        self.errors: collections.deque[str] = collections.deque(maxlen=20)
+        self._level = _LOG_ERROR
+        # The callback object must live as long as the process.
+        self._callback = lib.llama_log_callback(self._take)
+
+    def install(self) -> None:
+        lib.llama_log_set(self._callback, None)
+
+    def _take(self, level: int, text: bytes, _data: object) -> None:
+        self._level = level if level != _LOG_CONT else self._level
+        if self._level in (_LOG_WARN, _LOG_ERROR):
+            os.write(2, text)
+            if self._level == _LOG_ERROR and text.strip():
+                self.errors.append(text.decode(errors="replace").strip())
+
+
+native_log = NativeLog()
+
+
+def start() -> None:
+    """Once per process, before anything else here."""
+    native_log.install()
+    lib.llama_backend_init()
+
+
+def describe_build() -> tuple[str, str]:
+    """Versions of the binding and of llama.cpp with the features it was compiled with."""
+    features = lib.llama_print_system_info().decode().strip()
+    return version("llama-cpp-python"), f"{lib.llama_version().decode()} {features}"
+
+
+def devices() -> list[DeviceInfo]:
+    """What llama.cpp can compute on, with memory as it tells it."""
+    functions = lib._lib
+    get = functions["ggml_backend_dev_get"]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    texts = []
+    for which in ("name", "description"):
+        text = functions[f"ggml_backend_dev_{which}"]
+        text.restype, text.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+        texts.append(text)
+    kind = functions["ggml_backend_dev_type"]
+    kind.restype, kind.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    memory = functions["ggml_backend_dev_memory"]
+    memory.restype = None
+    memory.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)]
+    found = []
+    for place in range(functions["ggml_backend_dev_count"]()):
+        device = get(place)
+        name, description = (text(device).decode(errors="replace") for text in texts)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        kind_name = _DEVICE_KINDS.get(kind(device), "accel")
+        found.append(DeviceInfo(name, description, kind_name, free.value, total.value))
+    return found
+
+
+def bind_logits() -> Any:
+    """The logits getter with a plain address as result: `as_array` on a pointer is slow."""
+    getter = lib._lib["llama_get_logits_ith"]
+    getter.restype, getter.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int32]
+    return getter
+
+
+def meta(model: Any, key: str) -> str | None:
+    """A model's metadata value as text; None if it has no such key."""
+    size = 256
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = lib.llama_model_meta_val_str(model, key.encode(), buffer, size)
+        if length < 0:
+            return None
+        if length < size:
+            return buffer.value.decode(errors="replace")
+        size = length + 1

@@ -1,0 +1,92 @@
+"""A model's tokens, by llama.cpp's vocabulary calls."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidField
+from .native import lib, meta
+
+_ATTR_UNKNOWN, _ATTR_CONTROL = 1, 1 << 3
+
+
+class LlamaVocabulary:
+    """A model's tokens. Vocabulary calls of llama.cpp are safe from every thread."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._vocab = lib.llama_model_get_vocab(model)
+        self.size: int = lib.llama_vocab_n_tokens(self._vocab)
+        kind = meta(model, "tokenizer.ggml.model")
+        declared = meta(model, "tokenizer.ggml.add_space_prefix")
+        # SentencePiece vocabularies add the space unless they say otherwise.
+        self.adds_space_prefix = kind == "llama" and declared != "false"
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._control: frozenset[str] | None = None
+        self._eog: frozenset[int] | None = None
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        capacity = len(data) + 8
+        while True:
+            ids = np.empty(capacity, np.int32)
+            pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            count = lib.llama_tokenize(
+                self._vocab, data, len(data), pointer, capacity, add_special, parse_special
+            )
+            if count >= 0:
+                tokens: list[int] = ids[:count].tolist()
+                return tokens
+            if count == -(2**31):
+                too_many = f"Failed to tokenize prompt: {len(data)} bytes give too many tokens"
+                raise InvalidField("text", too_many)
+            capacity = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        known = self._pieces.get((token, special))
+        if known is None:
+            known = self._pieces[token, special] = self._read_piece(token, special)
+        return known
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        if not 0 <= token < self.size:  # llama.cpp would end the process
+            raise IndexError(f"token {token} of a vocabulary of {self.size}")
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    def is_eog(self, token: int) -> bool:
+        return token in self._eog_set()
+
+    def eog_tokens(self) -> tuple[int, ...]:
+        return tuple(sorted(self._eog_set()))
+
+    def _eog_set(self) -> frozenset[int]:
+        if self._eog is None:
+            is_eog = lib.llama_vocab_is_eog
+            self._eog = frozenset(token for token in range(self.size) if is_eog(self._vocab, token))
+        return self._eog
+
+    def control_texts(self) -> frozenset[str]:
+        if self._control is None:
+            texts = set()
+            for token in range(self.size):
+                if lib.llama_vocab_get_attr(self._vocab, token) & (_ATTR_CONTROL | _ATTR_UNKNOWN):
+                    texts.add(lib.llama_vocab_get_text(self._vocab, token).decode(errors="replace"))
+            self._control = frozenset(texts - {""})
+        return self._control
+
+    def special_text(self, which: str) -> str:
+        token = {"bos": lib.llama_vocab_bos, "eos": lib.llama_vocab_eos}[which](self._vocab)
+        return self.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+    def chat_template(self) -> str | None:
+        template = lib.llama_model_chat_template(self._model, None)
+        return template.decode(errors="replace") if template else None
