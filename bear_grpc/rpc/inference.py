@@ -86,7 +86,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         executor = await self._executor(request.model)
         ids = list(request.token_ids)
         result = await executor.text(token_ids=ids, include_special=request.include_special)
-        return pb.DetokenizeResponse(text=result.text, raw=result.raw)
+        return pb.DetokenizeResponse(text=result.raw.decode(errors="replace"), raw=result.raw)
 
     @answer
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -27,9 +28,10 @@ from ..v1 import inference_service_pb2 as pb
 from .convert import enum_to_proto, overrides_from_proto, sampling_to_proto
 
 MAX_TEXT_BYTES = 2**20
-MAX_ROLE_BYTES = 64
 MAX_TAG_BYTES = 64
 MAX_N = 16
+# Templates write the role between control tokens: it must not be able to form one.
+_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_REQUEST_ID_BYTES = 128
 
 
@@ -139,8 +141,8 @@ def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
         raise InvalidField("chat.messages", "must hold at least one message")
     turns, size = [], 0
     for place, message in enumerate(chat.messages):
-        if not 1 <= len(message.role.encode()) <= MAX_ROLE_BYTES:
-            raise InvalidField(f"chat.messages[{place}].role", f"must be 1 to {MAX_ROLE_BYTES} bytes")
+        if not _ROLE.fullmatch(message.role):
+            raise InvalidField(f"chat.messages[{place}].role", f"must match {_ROLE.pattern}")
         for part_place, part in enumerate(message.content):
             if part.WhichOneof("part") != "text":
                 raise InvalidField(f"chat.messages[{place}].content[{part_place}]", "text is required")

@@ -174,7 +174,7 @@ class ChatMessage(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks: `system`, `user`, `assistant`, or whatever the model's
-    template knows. 1 to 64 bytes.
+    template knows. 1 to 64 letters, digits, `_`, `.`, `-`.
     """
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
@@ -215,7 +215,9 @@ class ChatInput(_message.Message):
 
     @_builtins.property
     def template_kwargs(self) -> _struct_pb2.Struct:
-        """More variables for the template, such as `enable_thinking`."""
+        """More variables for the template, such as `enable_thinking`. The text of
+        control tokens is refused in them (INVALID_FIELD).
+        """
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from ..protocol import Frame, FrameBuffer, ToWorker, encode
@@ -57,9 +58,11 @@ class Connection:
             selector.register(self._sock, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
             wanted = selectors.EVENT_READ
+            next_tick = time.monotonic() + tick_s
             while True:
-                ready = selector.select(tick_s)
-                if not ready:
+                ready = selector.select(max(0.0, next_tick - time.monotonic()))
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + tick_s
                     on_tick()
                 for key, _ in ready:
                     if key.fileobj is self._sock and not self._receive(on_frame):

@@ -53,8 +53,8 @@ class ChatTemplate:
     def render(self, chat: ChatInput) -> str:
         """The text of a conversation. Raises InvalidField when the template refuses it."""
         values: dict[str, Any] = {
-            **self._specials,
             **chat.template_kwargs,
+            **self._specials,
             "messages": [{"role": turn.role, "content": turn.content} for turn in chat.messages],
             "add_generation_prompt": chat.add_generation_prompt,
         }

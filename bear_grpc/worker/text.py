@@ -16,7 +16,7 @@ from ..backend.base import Vocabulary
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ContextLengthExceeded, ErrorRecord, InvalidField
-from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
+from ..protocol import MAX_FRAME_BYTES, Ended, Frame, Step, Submit, TextJob, TextResult
 from ..types import ChatInput, GenerationInput, PromptInput, StopParams, TokensInput
 from .template import ChatTemplate
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # Tokenizers with regular expressions recurse on long runs of letters.
 STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
+# An answer must fit one frame.
+MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
 
 
 class _JobTimeout(BaseException):
@@ -70,9 +72,11 @@ class Preparer:
             ids = job.token_ids or []
             self._check_ids("token_ids", ids)
             raw = b"".join(vocabulary.piece(token, special=job.include_special) for token in ids)
-            return TextResult(job.id, text=raw.decode(errors="replace"), raw=raw)
+            _check_size("token_ids", len(raw))
+            return TextResult(job.id, raw=raw)
         ids, rendered = self.tokens(job.input)
         pieces = [vocabulary.piece(token, special=True) for token in ids] if job.include_pieces else []
+        _check_size("input", 4 * len(ids) + sum(len(piece) + 5 for piece in pieces) + len(rendered.encode()))
         return TextResult(job.id, ids=np.asarray(ids, "<i4").tobytes(), pieces=pieces, text=rendered)
 
     def tokens(self, source: GenerationInput) -> tuple[list[int], str]:
@@ -93,6 +97,8 @@ class Preparer:
         bos = self._vocabulary.special_text("bos")
         add_special = not (bos and text.startswith(bos))
         controls = self._vocabulary.control_texts()
+        if any(control in str(chat.template_kwargs) for control in controls):
+            raise InvalidField("chat.template_kwargs", "the text of a control token is not allowed here")
         ids: list[int] = []
         for turn in chat.messages:
             if not any(control in turn.content for control in controls):
@@ -131,6 +137,11 @@ class Preparer:
         for place, token in enumerate(ids):
             if not 0 <= token < size:
                 raise InvalidField(f"{field}[{place}]", f"must be 0 to {size - 1}, is {token}")
+
+
+def _check_size(field: str, size: int) -> None:
+    if size > MAX_ANSWER_BYTES:
+        raise InvalidField(field, f"gives {size} bytes, the limit is {MAX_ANSWER_BYTES}")
 
 
 class TextThread(threading.Thread):
