@@ -94,7 +94,7 @@ export interface ContentPart {
 export interface ChatMessage {
   /**
    * Who speaks: `system`, `user`, `assistant`, or whatever the model's
-   * template knows. 1 to 64 bytes.
+   * template knows. 1 to 64 letters, digits, `_`, `.`, `-`.
    */
   role: string;
   /** What is said; the texts of several parts are joined. */
@@ -115,7 +115,10 @@ export interface ChatInput {
   addGenerationPrompt?:
     | boolean
     | undefined;
-  /** More variables for the template, such as `enable_thinking`. */
+  /**
+   * More variables for the template, such as `enable_thinking`. The text of
+   * control tokens is refused in them (INVALID_FIELD).
+   */
   templateKwargs?: { [key: string]: any } | undefined;
 }
 
