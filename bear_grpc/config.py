@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,12 @@ import platformdirs
 
 from .types import GenerationDefaults, LoadOptions
 
+log = logging.getLogger(__name__)
+
 DEFAULT_LISTEN = "127.0.0.1:50051"
 PREFIX = "BEAR_"
 # Variables of the client and of the build, which are no settings of the server.
-FOREIGN = frozenset({"BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN"})
+FOREIGN = frozenset({"BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"})
 
 
 class ConfigError(Exception):
@@ -133,7 +136,7 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """`BEAR_*` variables; lists are comma separated. Unknown names are left alone:
+    """`BEAR_*` variables; lists are comma separated. Unknown names are only warned of:
     Kubernetes injects variables such as BEAR_PORT for a service of that name."""
     lists = ("listen", "load", "allow_path")
     values: dict[str, Any] = {}
@@ -141,6 +144,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix(PREFIX).lower()
         if not variable.startswith(PREFIX) or variable in FOREIGN or name == "models":
             continue
-        if name in ServerConfig.__struct_fields__:
-            values[name] = [part for part in text.split(",") if part] if name in lists else text
+        if name not in ServerConfig.__struct_fields__:
+            log.warning("%s: %s", variable, _unknown(name))
+            continue
+        values[name] = [part for part in text.split(",") if part] if name in lists else text
     return values

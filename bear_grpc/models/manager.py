@@ -12,6 +12,7 @@ from ..errors import (
     BackendError,
     BearError,
     Draining,
+    InvalidField,
     LoadConflict,
     ModelAlreadyLoaded,
     ModelNotLoaded,
@@ -113,6 +114,10 @@ class ModelManager:
                 return self._loads[entry.name]
             case ModelState.UNLOADING:
                 raise LoadConflict(entry.name, "is being unloaded")
+        longest = entry.header.context_length if entry.header is not None else None
+        if longest and options.context_length and options.context_length > longest:
+            limit = f"must be 1 to {longest}, the model's own context; is {options.context_length}"
+            raise InvalidField("options.context_length", limit)
         entry.move(ModelState.LOADING)
         entry.asked = options.over(entry.load_options)
         task = asyncio.create_task(self._load(entry))
@@ -146,6 +151,9 @@ class ModelManager:
         )
         self._shelf.feed.publish(entry.status())
         try:
+            if not entry.is_embedded:
+                # The path may have become a link since it was registered.
+                await asyncio.to_thread(self._shelf.resolve, str(entry.path))
             entry.header = await asyncio.to_thread(header_of, entry.path)
             entry.ready = await executor.load(entry.path, entry.asked, self._cores)
         except asyncio.CancelledError:

@@ -6,7 +6,6 @@ import asyncio
 import difflib
 import hashlib
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..errors import (
 )
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
-from ..types import GenerationDefaults, ModelState, check
+from ..types import GenerationDefaults, ModelState
 from .catalog import read_catalog
 from .entry import ModelEntry, header_of
 from .feed import StatusFeed
@@ -31,7 +30,6 @@ from .registry import Registration, Registry
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _HASH_CHUNK_BYTES = 4 * 2**20
 
 
@@ -85,14 +83,11 @@ class Shelf:
     async def register(self, registration: Registration) -> ModelEntry:
         """Makes a file known, after a check of its header and a dry load by a probe worker.
 
-        Raises InvalidField, ModelExists, PathNotAllowed, ModelFileNotFound, ModelFileInvalid.
+        Names are taken as checked. Raises InvalidField, ModelExists, PathNotAllowed,
+        ModelFileNotFound, ModelFileInvalid.
         """
-        for field, name in [("name", registration.name), *(("aliases", a) for a in registration.aliases)]:
-            if not _NAME.fullmatch(name):
-                raise InvalidField(field, f"must match {_NAME.pattern}, is {name!r}")
-        check(registration.load_options.violations("load_options"))
         self._check_free(registration)
-        path = await asyncio.to_thread(self._resolve, registration.path)
+        path = await asyncio.to_thread(self.resolve, registration.path)
         header = await asyncio.to_thread(header_of, path)
         await probe(self._spawner, path)
         self._check_free(registration)
@@ -117,7 +112,8 @@ class Shelf:
         if entry.executor is not None:
             raise ModelInUse(name)
         del self._entries[name]
-        entry.move(ModelState.ABSENT)
+        if entry.state is not ModelState.ABSENT:
+            entry.move(ModelState.ABSENT)
         await asyncio.to_thread(self._registry.remove, name)
         self.feed.publish(entry.status())
 
@@ -127,19 +123,11 @@ class Shelf:
         await asyncio.gather(*self._hashing, return_exceptions=True)
         self.feed.close()
 
-    def _owner_of(self, name: str) -> ModelEntry | None:
-        entry = self._entries.get(name)
-        if entry is not None:
-            return entry
-        return next((entry for entry in self._entries.values() if name in entry.aliases), None)
+    def resolve(self, path: str) -> Path:
+        """The file that a path leads to. Blocking. Raises InvalidField, PathNotAllowed.
 
-    def _check_free(self, registration: Registration) -> None:
-        for name in (registration.name, *registration.aliases):
-            if self._owner_of(name) is not None:
-                raise ModelExists(name)
-
-    def _resolve(self, path: str) -> Path:
-        """The file that a path leads to. Whether it may be used is asked before whether it exists."""
+        Whether it may be used is asked before whether it exists.
+        """
         if not path:
             raise InvalidField("path", "is required")
         if "\0" in path or not Path(path).is_absolute():
@@ -151,6 +139,17 @@ class Shelf:
         if not any(real.is_relative_to(root) for root in self.allowed_roots):
             raise PathNotAllowed(path)
         return real
+
+    def _owner_of(self, name: str) -> ModelEntry | None:
+        entry = self._entries.get(name)
+        if entry is not None:
+            return entry
+        return next((entry for entry in self._entries.values() if name in entry.aliases), None)
+
+    def _check_free(self, registration: Registration) -> None:
+        for name in (registration.name, *registration.aliases):
+            if self._owner_of(name) is not None:
+                raise ModelExists(name)
 
     async def _add(self, entry: ModelEntry) -> None:
         own = self._configured.get(entry.name)

@@ -6,6 +6,7 @@ Functions `x_from_proto` and `x_to_proto` undo each other.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,8 +27,32 @@ from ..v1 import model_service_pb2 as model_pb
 from ..v1 import types_pb2 as pb
 
 E = TypeVar("E", bound=enum.Enum)
+T = TypeVar("T")
 
 _INT64_MAX = 2**63 - 1
+
+
+class Collector:
+    """Runs checks and keeps what they find, so that one error names every wrong field."""
+
+    def __init__(self) -> None:
+        self.found: list[FieldViolation] = []
+
+    def add(self, field: str, description: str) -> None:
+        """A field that is wrong."""
+        self.found.append(FieldViolation(field, description))
+
+    def take(self, read: Callable[[], T], instead: T) -> T:
+        """What `read` gives; `instead` if it raises InvalidField, whose fields are kept."""
+        try:
+            return read()
+        except InvalidField as exc:
+            self.found += exc.violations
+            return instead
+
+    def raise_found(self) -> None:
+        """Raises InvalidField if anything was found."""
+        check(self.found)
 
 
 def enum_to_proto(value: enum.Enum | None, wrapper: Any, prefix: str) -> Any:

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidField, RequestIdInUse
-from ..executor.executor import ModelExecutor
+from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
 from ..protocol import Delta, Finished, Started
-from ..types import MAX_SEED, SamplingParams
+from ..types import MAX_SEED, GenerationInput, SamplingParams, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
-from .convert import status_to_proto
+from .convert import Collector, status_to_proto
 from .requests import (
     GenerateSpec,
     completed_to_proto,
@@ -50,10 +49,18 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Any) -> pb.GenerateOnceResponse:
         if not request.HasField("request"):
             raise InvalidField("request", "is required")
+        try:
+            return await self._once(request.request)
+        except InvalidField as exc:
+            within = [FieldViolation(f"request.{v.field}", v.description) for v in exc.violations]
+            raise InvalidField.of(within) from exc
+
+    async def _once(self, request: pb.GenerateRequest) -> pb.GenerateOnceResponse:
+        """The events of a generation, put together."""
         result = pb.GenerateOnceResponse()
         choice = pb.Choice()
         texts: list[str] = []
-        async with aclosing(self._events(spec_from_proto(request.request, "request."))) as events:
+        async with aclosing(self._events(spec_from_proto(request))) as events:
             async for response in events:
                 result.request_id = response.request_id
                 match response.WhichOneof("event"):
@@ -75,32 +82,29 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     @answer
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
-        source = input_from_proto(request)
-        executor = await self._executor(request.model)
+        source = _input_of(request)
+        executor = await self._manager.executor(request.model)
         result = await executor.text(source, include_pieces=request.include_pieces)
         ids = np.frombuffer(result.ids, "<i4").tolist()
         return pb.TokenizeResponse(token_ids=ids, pieces=result.pieces, rendered_text=result.text)
 
     @answer
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
-        executor = await self._executor(request.model)
+        if not request.model:
+            raise InvalidField("model", "is required")
+        executor = await self._manager.executor(request.model)
         ids = list(request.token_ids)
         result = await executor.text(token_ids=ids, include_special=request.include_special)
         return pb.DetokenizeResponse(text=result.raw.decode(errors="replace"), raw=result.raw)
 
     @answer
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
-        source = input_from_proto(request)
-        executor = await self._executor(request.model)
+        source = _input_of(request)
+        executor = await self._manager.executor(request.model)
         result = await executor.text(source)
         ready = self._shelf.get(request.model).ready
         length = ready.options.context_length if ready is not None else None
         return pb.CountTokensResponse(token_count=len(result.ids) // 4, context_length=length or 0)
-
-    async def _executor(self, model: str) -> ModelExecutor:
-        if not model:
-            raise InvalidField("model", "is required")
-        return await self._manager.executor(model)
 
     @contextmanager
     def _hold_id(self, asked: str) -> Iterator[str]:
@@ -157,10 +161,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Status changes while the model is being loaded; ends when that has ended."""
-        loading = asyncio.ensure_future(
-            self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
-        )
         name = self._shelf.get(spec.model).name
+        loading = asyncio.ensure_future(self._manager.executor(name, load_if_needed=spec.load_if_needed))
         try:
             with self._shelf.feed.watch() as watcher:
                 loading.add_done_callback(lambda _: watcher.close())
@@ -171,3 +173,13 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             if not loading.done():
                 loading.cancel()
         await loading
+
+
+def _input_of(request: pb.TokenizeRequest | pb.CountTokensRequest) -> GenerationInput:
+    """The input of a request for tokens. Raises InvalidField naming every wrong field."""
+    wrong = Collector()
+    if not request.model:
+        wrong.add("model", "is required")
+    source: GenerationInput = wrong.take(lambda: input_from_proto(request), TokensInput([]))
+    wrong.raise_found()
+    return source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 from ..errors import FeatureUnsupported, InvalidField
@@ -12,9 +13,11 @@ from ..models.entry import ModelEntry
 from ..models.manager import ModelManager
 from ..models.registry import Registration
 from ..models.shelf import Shelf
+from ..types import GenerationDefaults, LoadOptions
 from ..v1 import model_service_pb2 as pb
 from ..v1 import model_service_pb2_grpc as pb_grpc
 from .convert import (
+    Collector,
     defaults_from_proto,
     load_options_from_proto,
     metadata_to_proto,
@@ -23,6 +26,7 @@ from .convert import (
 )
 from .status import answer
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 DEFAULT_DRAIN_S = 30.0
@@ -97,13 +101,21 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     @answer
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Any) -> pb.RegisterModelResponse:
+        wrong = Collector()
+        for field, name in [("name", request.name), *(("aliases", alias) for alias in request.aliases)]:
+            if not _NAME.fullmatch(name):
+                wrong.add(field, f"must match {_NAME.pattern}, is {name!r}")
+        if not request.path:
+            wrong.add("path", "is required")
+        options = request.load_options
         registration = Registration(
             request.name,
             request.path,
             list(request.aliases),
-            defaults_from_proto(request.defaults),
-            load_options_from_proto(request.load_options, "load_options"),
+            wrong.take(lambda: defaults_from_proto(request.defaults), GenerationDefaults()),
+            wrong.take(lambda: load_options_from_proto(options, "load_options"), LoadOptions()),
         )
+        wrong.raise_found()
         entry = await self._shelf.register(registration)
         return pb.RegisterModelResponse(model=model_to_proto(entry))
 
@@ -149,7 +161,7 @@ def _read_page_token(token: str, wanted: list[int]) -> str:
         return ""
     try:
         last, filter_ = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except ValueError:
+    except (TypeError, ValueError):
         raise InvalidField("page_token", "is not one of this server's") from None
     if filter_ != wanted or not isinstance(last, str):
         raise InvalidField("page_token", "belongs to a request with another filter")

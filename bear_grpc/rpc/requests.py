@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
-from ..errors import FeatureUnsupported, FieldViolation, InvalidField
+from ..errors import FeatureUnsupported, InvalidField
 from ..models.entry import ModelEntry
 from ..protocol import Delta, Finished, Started, Token
 from ..types import (
@@ -22,14 +22,14 @@ from ..types import (
     Timings,
     TokensInput,
     Usage,
-    check,
 )
 from ..v1 import inference_service_pb2 as pb
-from .convert import enum_to_proto, overrides_from_proto, sampling_to_proto
+from .convert import Collector, enum_to_proto, overrides_from_proto, sampling_to_proto
 
 MAX_TEXT_BYTES = 2**20
 MAX_TAG_BYTES = 64
 MAX_N = 16
+MAX_TOP_LOGPROBS = 20
 # Templates write the role between control tokens: it must not be able to form one.
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_REQUEST_ID_BYTES = 128
@@ -53,34 +53,26 @@ class GenerateSpec(msgspec.Struct, frozen=True):
         return sampling, msgspec.structs.replace(self.stop, default_max_tokens=entry.max_tokens)
 
 
-def spec_from_proto(request: pb.GenerateRequest, prefix: str = "") -> GenerateSpec:
+def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
     """Raises InvalidField (every bad field named) or FeatureUnsupported."""
-    _refuse_unsupported(request)
+    wrong = Collector()
+    if not request.model:
+        wrong.add("model", "is required")
+    for name, limit in {"client_tag": MAX_TAG_BYTES, "request_id": MAX_REQUEST_ID_BYTES}.items():
+        if len(getattr(request, name).encode()) > limit:
+            wrong.add(name, f"must be at most {limit} bytes")
+    _check_numbers(request, wrong)
     stop = StopParams(
         max_tokens=request.stop.max_tokens if request.stop.HasField("max_tokens") else None,
         sequences=tuple(request.stop.sequences),
         token_ids=tuple(request.stop.token_ids),
         ignore_eos=request.stop.ignore_eos,
     )
-    found = stop.violations()
-    if not request.model:
-        found.append(FieldViolation("model", "is required"))
-    if request.HasField("n") and not 1 <= request.n <= MAX_N:
-        found.append(FieldViolation("n", f"must be 1 to {MAX_N}, is {request.n}"))
-    for name, limit in {"client_tag": MAX_TAG_BYTES, "request_id": MAX_REQUEST_ID_BYTES}.items():
-        if len(getattr(request, name).encode()) > limit:
-            found.append(FieldViolation(name, f"must be at most {limit} bytes"))
-    sampling: dict[str, Any] = {}
-    source: GenerationInput = TokensInput([])
-    try:
-        sampling = overrides_from_proto(request.sampling)
-    except InvalidField as exc:
-        found += exc.violations
-    try:
-        source = input_from_proto(request)
-    except InvalidField as exc:
-        found += exc.violations
-    check([FieldViolation(prefix + v.field, v.description) for v in found])
+    wrong.found += stop.violations()
+    sampling: dict[str, Any] = wrong.take(lambda: overrides_from_proto(request.sampling), {})
+    source: GenerationInput = wrong.take(lambda: input_from_proto(request), TokensInput([]))
+    wrong.raise_found()
+    _refuse_unsupported(request)
     return GenerateSpec(
         model=request.model,
         input=source,
@@ -93,12 +85,27 @@ def spec_from_proto(request: pb.GenerateRequest, prefix: str = "") -> GenerateSp
     )
 
 
+def _check_numbers(request: pb.GenerateRequest, wrong: Collector) -> None:
+    """Limits of fields that are not used yet: a bad value is told even so."""
+    limits = {
+        "n": (request.n if request.HasField("n") else 1, 1, MAX_N),
+        "stop.min_tokens": (request.stop.min_tokens, 0, 2**31 - 1),
+        "output.top_logprobs": (request.output.top_logprobs, 0, MAX_TOP_LOGPROBS),
+    }
+    for field, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            wrong.add(field, f"must be {low} to {high}, is {value}")
+    for field, kind in {"priority": pb.Priority, "overflow_policy": pb.OverflowPolicy}.items():
+        if getattr(request, field) not in kind.values():
+            wrong.add(field, f"must be a named value, is {getattr(request, field)}")
+
+
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     """What the contract has and this server does not do yet: never ignored."""
     output = request.output
     asked = {
         "constraint": request.HasField("constraint"),
-        "n above 1": 1 < request.n <= MAX_N,
+        "n above 1": request.n > 1,
         "priority": request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL),
         "overflow_policy other than ERROR": request.overflow_policy > pb.OVERFLOW_POLICY_ERROR,
         "keep_alive": request.HasField("keep_alive"),

@@ -1,0 +1,96 @@
+"""The command `bear`: parse, call, print; no logic of its own.
+
+Answers go to stdout, everything else to stderr. Nothing here imports grpc before a verb needs it: help must
+answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from bear_grpc import __version__
+from bear_grpc.cli import health, load, models, output, run, serve, text
+from bear_grpc.errors import BearError
+
+# As a shell says it of a process that the signal ended.
+_EXIT_SIGINT, _EXIT_SIGPIPE = 130, 141
+
+
+class _Bear(TyperGroup):
+    """Where errors become lines on stderr and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that has gone shows here at the latest
+            return result
+        except BearError as error:
+            output.report(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_EXIT_SIGINT) from None
+        except BrokenPipeError:
+            output.abandon_stdout()
+            raise typer.Exit(_EXIT_SIGPIPE) from None
+
+
+app = typer.Typer(
+    name="bear",
+    cls=_Bear,
+    help="Serves GGUF language models over gRPC, and talks to such a server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # panels cut long option names
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    ctx: typer.Context,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="BEAR_SERVER",
+            help="HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    ctx.obj = server
+
+
+app.command()(serve.serve)
+app.command()(run.run)
+app.command("list")(models.list_)
+app.command()(models.ps)
+app.command()(models.show)
+app.command()(load.load)
+app.command()(load.unload)
+app.command()(models.register)
+app.command()(models.rm)
+app.command()(text.tokenize)
+app.command("health")(health.health)
+app.command()(health.info)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets "?", not a traceback.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # always text files here
+    app(prog_name="bear")

@@ -1,0 +1,47 @@
+"""`bear serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bear_grpc.cli import output
+
+
+def serve(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="HOST:PORT or unix:PATH to listen on; repeatable. Default: 127.0.0.1:50051.",
+        ),
+    ] = None,
+    load: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Load this model at start; repeatable.")
+    ] = None,
+    models_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Where models are kept.")] = None,
+    allow_path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="`bear register` may take files from here; repeatable."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as TOML.")] = None,
+) -> None:
+    """Run the server until it is told to stop."""
+    from bear_grpc.config import ConfigError, load_config
+    from bear_grpc.server import EXIT_CONFIG
+    from bear_grpc.server import serve as run_server
+
+    flags = {
+        "listen": listen or None,  # an option not given comes as an empty list
+        "load": load or None,
+        "models_dir": models_dir,
+        "allow_path": allow_path or None,
+    }
+    try:
+        settings = load_config(config, flags)
+    except ConfigError as error:
+        output.note(f"error: {error}")
+        raise typer.Exit(EXIT_CONFIG) from None
+    raise typer.Exit(run_server(settings))

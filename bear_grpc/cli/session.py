@@ -1,0 +1,34 @@
+"""What the verbs that talk to a server share: the options --server and --json, and the client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bear_grpc.client import Client
+
+Server = Annotated[
+    str | None,
+    typer.Option("--server", metavar="ADDRESS", help="HOST:PORT or unix:PATH; the same as before the verb."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Model = Annotated[str, typer.Argument(help="Name or alias of the model.")]
+
+# Longer than any honest answer of these calls takes.
+_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def connect(ctx: typer.Context, server: str | None) -> Iterator[Client]:
+    """The client of the server that is asked for; nothing is connected before the first call."""
+    # gRPC's own log would stand between the lines on stderr; read when grpc is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from bear_grpc.client import DEFAULT_TARGET, Client
+
+    with Client(server or ctx.obj or DEFAULT_TARGET, timeout=_TIMEOUT_S) as client:
+        yield client

@@ -1,0 +1,292 @@
+"""A server of the contract that answers from a script: for tests of the clients and of the command line."""
+# ruff: noqa: N802 -- gRPC method names
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_status import rpc_status
+
+from bear_grpc.v1 import inference_service_pb2 as inference
+from bear_grpc.v1 import inference_service_pb2_grpc as inference_grpc
+from bear_grpc.v1 import model_service_pb2 as models
+from bear_grpc.v1 import model_service_pb2_grpc as models_grpc
+from bear_grpc.v1 import server_service_pb2 as server
+from bear_grpc.v1 import server_service_pb2_grpc as server_grpc
+from bear_grpc.v1 import types_pb2 as types
+
+WAIT_S = 10  # how long a test waits for what happens at once
+
+READY = types.ModelStatus(
+    name="bear-demo",
+    state=types.MODEL_STATE_READY,
+    effective_options=types.LoadOptions(context_length=2048, max_sequences=4),
+    memory=types.MemoryLedger(weights_bytes=10 << 20, kv_cache_bytes=2 << 20),
+    running_count=1,
+    kv_cache_used_token_count=120,
+    kv_cache_token_count=8192,
+    counters=types.EngineCounters(prefill_token_count=33, decode_token_count=44),
+)
+DEMO = types.Model(
+    name="bear-demo",
+    aliases=["demo"],
+    description="a small [bold]model[/bold]",
+    source=types.ModelSource(embedded=types.EmbeddedSource()),
+    size_bytes=10 << 20,
+    parameter_count=124_000_000,
+    quantization="Q8_0",
+    context_length=4096,
+    capabilities=[types.MODEL_CAPABILITY_GENERATE, types.MODEL_CAPABILITY_CHAT],
+    status=READY,
+)
+PLAIN = types.Model(
+    name="plain",
+    capabilities=[types.MODEL_CAPABILITY_GENERATE],
+    status=types.ModelStatus(name="plain", state=types.MODEL_STATE_AVAILABLE),
+)
+COMPLETED = inference.Completed(
+    finish_reason=inference.FINISH_REASON_STOP,
+    usage=inference.Usage(prompt_token_count=7, completion_token_count=3),
+    timings=inference.Timings(ttft_seconds=0.052, decode_tokens_per_second=92.08),
+)
+
+
+class Refusal(Exception):
+    """A status with the details that bear_grpc's server sends."""
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        reason: str | None = None,
+        *,
+        domain: str = "bear_grpc",
+        metadata: Mapping[str, str] | None = None,
+        violations: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status_pb2.Status(code=code.value[0], message=message)
+        if reason is not None:
+            self._add(error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {}))
+        if violations:
+            bad_request = error_details_pb2.BadRequest()
+            for field, description in violations.items():
+                bad_request.field_violations.add(field=field, description=description)
+            self._add(bad_request)
+        if retry_after_s is not None:
+            delay = Duration()
+            delay.FromNanoseconds(round(retry_after_s * 1e9))
+            self._add(error_details_pb2.RetryInfo(retry_delay=delay))
+
+    def _add(self, detail: Message) -> None:
+        self.status.details.add().Pack(detail)
+
+
+class FakeServer(
+    inference_grpc.InferenceServiceServicer,
+    models_grpc.ModelServiceServicer,
+    server_grpc.ServerServiceServicer,
+):
+    """Remembers the requests. `refusal` answers every call; an `endless` generation only ends by a cancel."""
+
+    def __init__(self, address: str) -> None:
+        self.requests: list[Message] = []
+        self.texts = ["Hel", "", "lo"]
+        self.models = [DEMO, PLAIN]
+        self.refusal: Refusal | None = None
+        self.endless = False
+        self.cancelled = threading.Event()
+        self.watched = threading.Event()
+        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        inference_grpc.add_InferenceServiceServicer_to_server(self, self._server)
+        models_grpc.add_ModelServiceServicer_to_server(self, self._server)
+        server_grpc.add_ServerServiceServicer_to_server(self, self._server)
+        self.health = HealthServicer()
+        self.health.set("models/plain", HealthCheckResponse.NOT_SERVING)
+        add_HealthServicer_to_server(self.health, self._server)
+        port = self._server.add_insecure_port(address)
+        self.target = address if address.startswith("unix:") else f"127.0.0.1:{port}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait(WAIT_S)
+
+    def last(self, kind: type[Any]) -> Any:
+        """The latest request of this type."""
+        return next(request for request in reversed(self.requests) if isinstance(request, kind))
+
+    def _take(self, request: Message, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        if self.refusal is not None:
+            context.abort_with_status(rpc_status.to_status(self.refusal.status))
+
+    def _unimplemented(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
+        self._take(request, context)
+        refusal = Refusal(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"{request.DESCRIPTOR.name.removesuffix('Request')} is not supported yet",
+            "FEATURE_UNSUPPORTED",
+        )
+        context.abort_with_status(rpc_status.to_status(refusal.status))
+        raise AssertionError("abort raises")
+
+    def Generate(
+        self, request: inference.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[inference.GenerateResponse]:
+        self._take(request, context)
+        # Here, as gRPC does not come back to a generator whose call was cancelled between two messages.
+        if self.endless and not context.add_callback(self.cancelled.set):
+            self.cancelled.set()
+        request_id = request.request_id or "chosen-by-the-server"
+        yield inference.GenerateResponse(
+            request_id=request_id, started=inference.Started(model=request.model, prompt_token_count=7)
+        )
+        for text in self.texts:
+            yield inference.GenerateResponse(request_id=request_id, delta=inference.Delta(text=text))
+        if self.endless:
+            self.cancelled.wait(WAIT_S)
+            return
+        yield inference.GenerateResponse(request_id=request_id, completed=COMPLETED)
+
+    def GenerateOnce(
+        self, request: inference.GenerateOnceRequest, context: grpc.ServicerContext
+    ) -> inference.GenerateOnceResponse:
+        self._take(request, context)
+        return inference.GenerateOnceResponse(choices=[inference.Choice(text="".join(self.texts))])
+
+    def Tokenize(
+        self, request: inference.TokenizeRequest, context: grpc.ServicerContext
+    ) -> inference.TokenizeResponse:
+        self._take(request, context)
+        return inference.TokenizeResponse(token_ids=[1, 300], pieces=[b" he", b"\xc3"])
+
+    def Detokenize(
+        self, request: inference.DetokenizeRequest, context: grpc.ServicerContext
+    ) -> inference.DetokenizeResponse:
+        self._take(request, context)
+        return inference.DetokenizeResponse(text="hello", raw=b"hello")
+
+    def CountTokens(
+        self, request: inference.CountTokensRequest, context: grpc.ServicerContext
+    ) -> inference.CountTokensResponse:
+        self._take(request, context)
+        return inference.CountTokensResponse(token_count=7, context_length=2048)
+
+    def ListModels(
+        self, request: models.ListModelsRequest, context: grpc.ServicerContext
+    ) -> models.ListModelsResponse:
+        """One model a page."""
+        self._take(models.ListModelsRequest.FromString(request.SerializeToString()), context)
+        found = [model for model in self.models if not request.states or model.status.state in request.states]
+        at = int(request.page_token or 0)
+        more = str(at + 1) if at + 1 < len(found) else ""
+        return models.ListModelsResponse(models=found[at : at + 1], next_page_token=more)
+
+    def GetModel(
+        self, request: models.GetModelRequest, context: grpc.ServicerContext
+    ) -> models.GetModelResponse:
+        self._take(request, context)
+        for model in self.models:
+            if request.name in (model.name, *model.aliases):
+                metadata = [
+                    models.MetadataEntry(key="general.name", string_value="demo"),
+                    models.MetadataEntry(
+                        key="tokenizer.ggml.tokens",
+                        array_value=models.MetadataArray(element_type="string", element_count=32_000),
+                    ),
+                ]
+                return models.GetModelResponse(
+                    model=model, metadata=metadata if request.include_metadata else ()
+                )
+        refusal = Refusal(grpc.StatusCode.NOT_FOUND, f"no model is named {request.name!r}", "MODEL_NOT_FOUND")
+        context.abort_with_status(rpc_status.to_status(refusal.status))
+        raise AssertionError("abort raises")
+
+    def GetModelStatus(
+        self, request: models.GetModelStatusRequest, context: grpc.ServicerContext
+    ) -> models.GetModelStatusResponse:
+        self._take(request, context)
+        return models.GetModelStatusResponse(status=READY)
+
+    def WatchModels(
+        self, request: models.WatchModelsRequest, context: grpc.ServicerContext
+    ) -> Iterator[models.WatchModelsResponse]:
+        self._take(request, context)
+        loading = types.ModelStatus(
+            name="bear-demo",
+            state=types.MODEL_STATE_LOADING,
+            load_progress=types.LoadProgress(stage=types.LOAD_STAGE_WEIGHTS, fraction=0.45),
+        )
+        yield models.WatchModelsResponse(status=loading)
+        yield models.WatchModelsResponse(status=READY)
+        self.watched.set()
+
+    def LoadModel(
+        self, request: models.LoadModelRequest, context: grpc.ServicerContext
+    ) -> models.LoadModelResponse:
+        self._take(request, context)
+        return models.LoadModelResponse(status=READY, load_seconds=0.5)
+
+    def UnloadModel(
+        self, request: models.UnloadModelRequest, context: grpc.ServicerContext
+    ) -> models.UnloadModelResponse:
+        self._take(request, context)
+        return models.UnloadModelResponse(status=READY, released_bytes=12 << 20)
+
+    def RegisterModel(
+        self, request: models.RegisterModelRequest, context: grpc.ServicerContext
+    ) -> models.RegisterModelResponse:
+        self._take(request, context)
+        source = types.ModelSource(file=types.FileSource(path=request.path))
+        return models.RegisterModelResponse(model=types.Model(name=request.name, source=source))
+
+    def DeleteModel(
+        self, request: models.DeleteModelRequest, context: grpc.ServicerContext
+    ) -> models.DeleteModelResponse:
+        self._take(request, context)
+        return models.DeleteModelResponse(released_bytes=0)
+
+    def GetServerInfo(
+        self, request: server.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> server.GetServerInfoResponse:
+        self._take(request, context)
+        return server.GetServerInfoResponse(
+            version="0.1.0",
+            devices=[server.Device(name="CPU", description="a CPU", free_bytes=1 << 30, total_bytes=2 << 30)],
+            limits=server.ServerLimits(max_text_bytes=1 << 20),
+            core_count=2,
+        )
+
+    def PullModel(self, request: models.PullModelRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def CancelPull(self, request: models.CancelPullRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def PruneModels(self, request: models.PruneModelsRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def EstimateMemory(
+        self, request: models.EstimateMemoryRequest, context: grpc.ServicerContext
+    ) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def GetLoad(self, request: server.GetLoadRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def WatchLoad(self, request: server.WatchLoadRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
+
+    def Drain(self, request: server.DrainRequest, context: grpc.ServicerContext) -> NoReturn:
+        self._unimplemented(request, context)
