@@ -179,6 +179,12 @@ class LlamaBackend:
             raise EngineStartFailed("; ".join(native_log.errors) or "llama.cpp gave no context")
         self._memory = lib.llama_get_memory(self._context)
         self.kv_cache_bytes = self._kv_bytes(options.kv_cache_type)
+        # llama.cpp takes no batch longer than the context.
+        effective = LoadOptions(
+            batch_tokens=lib.llama_n_batch(self._context),
+            micro_batch_tokens=lib.llama_n_ubatch(self._context),
+        )
+        self.options = effective.over(options)
         self._bind_arrays(lib.llama_n_batch(self._context))
 
     def _kv_bytes(self, kv_type: KvCacheType) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import logging
 from collections.abc import Callable
 
@@ -34,6 +35,11 @@ class _Stderr(asyncio.Protocol):
             if text:
                 self.lines.append(text)
                 log.info("worker %s: %s", self._name, text)
+
+
+def _discard(order: concurrent.futures.Future[WorkerProcess]) -> None:
+    if not order.cancelled() and order.exception() is None:
+        order.result().discard()
 
 
 class WorkerLink(asyncio.Protocol):
@@ -69,14 +75,20 @@ class WorkerLink(asyncio.Protocol):
         on_end: Callable[[str], None],
     ) -> WorkerLink:
         """Starts a process and connects to it. Raises OSError if it cannot be started."""
-        process = await asyncio.wrap_future(spawner.order())
+        order = spawner.order()
+        try:
+            process = await asyncio.wrap_future(order)
+        except asyncio.CancelledError:
+            # The spawner may be starting it at this moment: nobody else would end it.
+            order.add_done_callback(_discard)
+            raise
         link = cls(name, process, on_frame, on_end)
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
             await loop.create_connection(lambda: link, sock=process.sock)
         except BaseException:
-            process.kill()
+            process.discard()
             raise
         return link
 

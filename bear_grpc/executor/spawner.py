@@ -52,6 +52,13 @@ class WorkerProcess:
             return signal.Signals(-code).name
         return f"signal {-code}"
 
+    def discard(self) -> None:
+        """Ends it at once and forgets it; for a worker that nobody is connected to."""
+        self.kill()
+        self.sock.close()
+        self.stderr.close()
+        self._process.wait()
+
     def memory_bytes(self) -> int:
         """Its proportional set size; 0 where the system does not tell."""
         try:
