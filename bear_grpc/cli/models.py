@@ -198,7 +198,9 @@ def _set_fields(message: object) -> str:
     from google.protobuf.message import Message
 
     assert isinstance(message, Message)
-    values = MessageToDict(message, preserving_proto_field_name=True)
+    values = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return ", ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in values.items()

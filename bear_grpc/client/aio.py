@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -19,7 +19,7 @@ from bear_grpc.client.channel import (
     channel_options,
     deadline,
 )
-from bear_grpc.client.errors import translate
+from bear_grpc.client.errors import ServerUnreachable, translate
 from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptions, Message, Seconds
 from bear_grpc.client.streams import AsyncStream
 from bear_grpc.v1 import inference_service_pb2 as inference
@@ -57,9 +57,9 @@ class AsyncClient:
         self._inference = InferenceServiceStub(used)
         self._models = ModelServiceStub(used)
         self._server = ServerServiceStub(used)
-        self._check: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = HealthStub(
-            used
-        ).Check  # type: ignore[attr-defined]
+        health: Any = HealthStub(used)
+        self._check: grpc.aio.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = health.Check
+        self._watch: grpc.aio.UnaryStreamMultiCallable[HealthCheckRequest, HealthCheckResponse] = health.Watch
 
     async def close(self) -> None:
         """Ends all running calls and the connection."""
@@ -282,3 +282,12 @@ class AsyncClient:
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> HealthCheckResponse:
         return await self._quick(self._check, HealthCheckRequest(service=service), timeout)
+
+    async def wait_until_serving(self, service: str = "", *, timeout: float | None = None) -> None:
+        limit = deadline(timeout, self._timeout)
+        call = self._watch(HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True)
+        async with AsyncStream[HealthCheckResponse](call, self.target) as answers:
+            async for answer in answers:
+                if answer.status == HealthCheckResponse.SERVING:
+                    return
+        raise ServerUnreachable(f"the server at {self.target} stopped before it served")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -18,7 +18,7 @@ from bear_grpc.client.channel import (
     channel_options,
     deadline,
 )
-from bear_grpc.client.errors import translate
+from bear_grpc.client.errors import ServerUnreachable, translate
 from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptions, Message, Seconds
 from bear_grpc.client.streams import Stream
 from bear_grpc.v1 import inference_service_pb2 as inference
@@ -58,9 +58,9 @@ class Client:
         self._inference = InferenceServiceStub(used)
         self._models = ModelServiceStub(used)
         self._server = ServerServiceStub(used)
-        self._check: grpc.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = HealthStub(
-            used
-        ).Check  # type: ignore[attr-defined]
+        health: Any = HealthStub(used)
+        self._check: grpc.UnaryUnaryMultiCallable[HealthCheckRequest, HealthCheckResponse] = health.Check
+        self._watch: grpc.UnaryStreamMultiCallable[HealthCheckRequest, HealthCheckResponse] = health.Watch
 
     def close(self) -> None:
         """Ends all running calls and the connection."""
@@ -291,3 +291,13 @@ class Client:
     def health(self, service: str = "", *, timeout: float | None = None) -> HealthCheckResponse:
         """Whether the server (""), one of its services, or "models/NAME" serves."""
         return self._quick(self._check, HealthCheckRequest(service=service), timeout)
+
+    def wait_until_serving(self, service: str = "", *, timeout: float | None = None) -> None:
+        """Returns when it serves, as `health` tells; waits for a server that is not there yet."""
+        limit = deadline(timeout, self._timeout)
+        call = self._watch(HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True)
+        with Stream[HealthCheckResponse](call, self.target) as answers:
+            for answer in answers:
+                if answer.status == HealthCheckResponse.SERVING:
+                    return
+        raise ServerUnreachable(f"the server at {self.target} stopped before it served")

@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 
@@ -56,16 +54,6 @@ def _server(folder: Path) -> Iterator[str]:
             raise SystemExit(code)
 
 
-def _wait_until_serving(address: str) -> None:
-    """Returns when the server takes work; gRPC connects again until it is there."""
-    with grpc.insecure_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest(service="")
-        watch = health_pb2_grpc.HealthStub(channel).Watch  # type: ignore[attr-defined]
-        for answer in watch(request, wait_for_ready=True, timeout=START_TIMEOUT_S):
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
-
-
 def _answer(client: Client) -> Completed:
     """Prints the answer token by token."""
     console.print(f"[dim]question[/dim]  {QUESTION}")
@@ -98,7 +86,7 @@ def main() -> None:
         _server(Path(folder)) as address,
         Client(address) as client,
     ):
-        _wait_until_serving(address)
+        client.wait_until_serving(timeout=START_TIMEOUT_S)
         console.print(f"[dim]server[/dim]    {address}, health SERVING")
         completed = _answer(client)
         usage, timings = completed.usage, completed.timings

@@ -105,8 +105,10 @@ class ModelManager:
         match entry.state:
             case ModelState.READY:
                 assert entry.ready is not None
-                if differing := options.differing(entry.ready.options):
-                    raise ModelAlreadyLoaded(entry.name, differing)
+                # What was asked for the first time may differ from what it came to.
+                differing = set(options.differing(entry.ready.options)) & set(options.differing(entry.asked))
+                if differing:
+                    raise ModelAlreadyLoaded(entry.name, sorted(differing))
                 return None
             case ModelState.LOADING:
                 if options.differing(entry.asked):
