@@ -55,14 +55,15 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.listen:
             raise ConfigError("listen: at least one address is needed")
         for name in ("max_waiting_requests", "stall_timeout_s"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
-        if self.stop_grace_s < 0:
+        if not self.stop_grace_s >= 0:
             raise ConfigError(f"stop_grace_s: must be 0 or more, is {self.stop_grace_s}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
         for name, model in self.models.items():
             wrong = model.load_options.violations(f"models.{name}.load_options")
+            wrong += model.defaults.violations(f"models.{name}.defaults")
             if wrong:
                 raise ConfigError("; ".join(f"{v.field}: {v.description}" for v in wrong))
 

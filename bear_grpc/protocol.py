@@ -256,7 +256,7 @@ class FrameBuffer:
                 start = end
                 try:
                     frame = self._decode(body)
-                except msgspec.MsgspecError as exc:
+                except (msgspec.MsgspecError, RecursionError) as exc:
                     raise FrameError(str(exc)) from exc
                 yield frame
         finally:

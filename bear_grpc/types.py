@@ -181,6 +181,17 @@ class GenerationDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     repetition_window: int | None = None
     max_tokens: int | None = None
 
+    def violations(self, prefix: str = "defaults") -> list[FieldViolation]:
+        """All fields that are out of their limits, as the contract states them."""
+        values = msgspec.structs.asdict(self)
+        most = values.pop("max_tokens")
+        # Unset fields have good values, so all that is found wrong was set.
+        set_values = {name: value for name, value in values.items() if value is not None}
+        found = SamplingParams(**set_values).violations(prefix)
+        if most is not None and most < 1:
+            found.append(FieldViolation(f"{prefix}.max_tokens", f"must be 1 or more, is {most}"))
+        return found
+
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_CONTEXT_LENGTH = 2048

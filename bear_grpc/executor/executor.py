@@ -114,6 +114,7 @@ class ModelExecutor:
         except OSError as exc:
             raise EngineStartFailed(f"the worker process could not be started ({exc.strerror})") from exc
         except BaseException:
+            self._ready.cancel()
             await self.kill()
             raise
         self._share.join(self, self._link.send)

@@ -84,10 +84,13 @@ class WorkerLink(asyncio.Protocol):
             raise
         link = cls(name, process, on_frame, on_end)
         loop = asyncio.get_running_loop()
+        pipe: asyncio.ReadTransport | None = None
         try:
-            await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
+            pipe, _ = await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
             await loop.create_connection(lambda: link, sock=process.sock)
         except BaseException:
+            if pipe is not None:
+                pipe.close()
             process.discard()
             raise
         return link

@@ -52,6 +52,8 @@ class Shelf:
         self._entries: dict[str, ModelEntry] = {}
         self._hashing: set[asyncio.Task[None]] = set()
         self._closing = threading.Event()
+        # What is on the disk follows what is in memory, one change after the other.
+        self._writing = asyncio.Lock()
 
     async def open(self) -> None:
         """Reads the catalog and the registrations."""
@@ -95,7 +97,7 @@ class Shelf:
         entry.path, entry.header = path, header
         await self._add(entry)
         try:
-            await asyncio.to_thread(self._registry.write, _registration_of(entry))
+            await self._write(entry)
         except OSError as exc:
             del self._entries[entry.name]
             raise BackendError(f"the registration cannot be written ({exc.strerror})") from exc
@@ -114,7 +116,8 @@ class Shelf:
         del self._entries[name]
         if entry.state is not ModelState.ABSENT:
             entry.move(ModelState.ABSENT)
-        await asyncio.to_thread(self._registry.remove, name)
+        async with self._writing:
+            await asyncio.to_thread(self._registry.remove, name)
         self.feed.publish(entry.status())
 
     async def close(self) -> None:
@@ -171,9 +174,15 @@ class Shelf:
 
     async def _hash(self, entry: ModelEntry) -> None:
         digest = await asyncio.to_thread(_sha256, entry.path, self._closing)
-        if digest and self._entries.get(entry.name) is entry:
+        if digest:
             entry.sha256 = digest
             if not entry.is_embedded:
+                await self._write(entry)
+
+    async def _write(self, entry: ModelEntry) -> None:
+        """Puts a registration on the disk, unless the model has been forgotten meanwhile."""
+        async with self._writing:
+            if self._entries.get(entry.name) is entry:
                 await asyncio.to_thread(self._registry.write, _registration_of(entry))
 
 

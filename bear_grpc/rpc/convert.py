@@ -79,12 +79,15 @@ def load_options_from_proto(message: pb.LoadOptions, prefix: str = "options") ->
         for name in LoadOptions.__struct_fields__
         if name != "kv_cache_type" and message.HasField(name)  # type: ignore[arg-type]
     }
-    if message.HasField("kv_cache_type") and message.kv_cache_type:
-        values["kv_cache_type"] = enum_from_proto(
-            message.kv_cache_type, pb.KvCacheType, "KV_CACHE_TYPE", KvCacheType, f"{prefix}.kv_cache_type"
+    wrong = Collector()
+    number, field = message.kv_cache_type, f"{prefix}.kv_cache_type"
+    if message.HasField("kv_cache_type") and number:
+        values["kv_cache_type"] = wrong.take(
+            lambda: enum_from_proto(number, pb.KvCacheType, "KV_CACHE_TYPE", KvCacheType, field), None
         )
     options = LoadOptions(**values)
-    check(options.violations(prefix))
+    wrong.found += options.violations(prefix)
+    wrong.raise_found()
     return options
 
 

@@ -180,6 +180,7 @@ def _input_of(request: pb.TokenizeRequest | pb.CountTokensRequest) -> Generation
     wrong = Collector()
     if not request.model:
         wrong.add("model", "is required")
-    source: GenerationInput = wrong.take(lambda: input_from_proto(request), TokensInput([]))
+    source: GenerationInput = TokensInput([])
+    source = wrong.take(lambda: input_from_proto(request), source)
     wrong.raise_found()
     return source

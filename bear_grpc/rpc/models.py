@@ -29,6 +29,7 @@ from .status import answer
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_PAGE_TOKEN = 1024  # JSON is read from it: deep nesting costs stack
 DEFAULT_DRAIN_S = 30.0
 
 
@@ -160,6 +161,8 @@ def _read_page_token(token: str, wanted: list[int]) -> str:
     if not token:
         return ""
     try:
+        if len(token) > MAX_PAGE_TOKEN:
+            raise ValueError
         last, filter_ = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (TypeError, ValueError):
         raise InvalidField("page_token", "is not one of this server's") from None

@@ -70,7 +70,8 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
     )
     wrong.found += stop.violations()
     sampling: dict[str, Any] = wrong.take(lambda: overrides_from_proto(request.sampling), {})
-    source: GenerationInput = wrong.take(lambda: input_from_proto(request), TokensInput([]))
+    source: GenerationInput = TokensInput([])
+    source = wrong.take(lambda: input_from_proto(request), source)
     wrong.raise_found()
     _refuse_unsupported(request)
     return GenerateSpec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -19,6 +19,13 @@ from .. import errors
 log = logging.getLogger(__name__)
 
 DOMAIN = "bear_grpc"
+
+# A status travels in the trailers, and gRPC drops those that come near 8 KiB. The message is sent
+# twice. What a client sent may be part of all of these.
+MAX_MESSAGE_BYTES = 512
+MAX_VALUE_BYTES = 256
+MAX_FIELD_BYTES = 100
+MAX_VIOLATIONS = 12
 Code = grpc.StatusCode
 T = TypeVar("T")
 
@@ -47,29 +54,47 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
 }
 
 
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8, with dots where something is left out."""
+    data = text.encode()
+    return text if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "..."
+
+
+def _bad_request(violations: Sequence[errors.FieldViolation]) -> error_details_pb2.BadRequest:
+    shown = [
+        error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(v.field, MAX_FIELD_BYTES), description=_cut(v.description, MAX_FIELD_BYTES)
+        )
+        for v in violations[:MAX_VIOLATIONS]
+    ]
+    if len(violations) > MAX_VIOLATIONS:
+        more = f"and {len(violations) - MAX_VIOLATIONS} more"
+        shown.append(error_details_pb2.BadRequest.FieldViolation(field="...", description=more))
+    return error_details_pb2.BadRequest(field_violations=shown)
+
+
 def to_status(error: errors.BearError) -> Any:
     """The gRPC status of an error, with ErrorInfo and the details a program can act on."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    metadata = {key: _cut(value, MAX_VALUE_BYTES) for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     details: list[Any] = [info]
     if error.violations:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
+        details.append(_bad_request(error.violations))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, errors.NotFound | errors.ModelExists):
-        name = error.metadata.get("model") or error.metadata.get("path", "")
+        name = metadata.get("model") or metadata.get("path", "")
         details.append(error_details_pb2.ResourceInfo(resource_type="bear_grpc.v1.Model", resource_name=name))
     if isinstance(error, errors.ModelNotLoaded):
         violation = error_details_pb2.PreconditionFailure.Violation(
             type="MODEL_LOADED", subject=error.metadata["model"], description="LoadModel loads it"
         )
         details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
-    status = status_pb2.Status(code=CODES[type(error)].value[0], message=error.message)
+    status = status_pb2.Status(
+        code=CODES[type(error)].value[0], message=_cut(error.message, MAX_MESSAGE_BYTES)
+    )
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)

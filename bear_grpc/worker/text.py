@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import ctypes
 import logging
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ContextLengthExceeded, ErrorRecord, InvalidField
 from ..protocol import MAX_FRAME_BYTES, Ended, Frame, Step, Submit, TextJob, TextResult
-from ..types import ChatInput, GenerationInput, PromptInput, StopParams, TokensInput
+from ..types import ChatInput, ChatTurn, GenerationInput, PromptInput, StopParams, TokensInput
 from .template import ChatTemplate
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
 # An answer must fit one frame.
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
+_NO_CONTROL = "the text of a control token is not allowed here"
 
 
 class _JobTimeout(BaseException):
@@ -89,30 +92,33 @@ class Preparer:
                 source.text, add_special=source.add_special, parse_special=source.parse_special
             )
             return ids, ""
-        text = self._chat_template().render(source)
-        return self._tokenize_chat(text, source), text
+        return self._chat_tokens(source)
 
-    def _tokenize_chat(self, text: str, chat: ChatInput) -> list[int]:
+    def _chat_tokens(self, chat: ChatInput) -> tuple[list[int], str]:
         """Control tokens are recognised where the template wrote them, never where a client did."""
-        bos = self._vocabulary.special_text("bos")
-        add_special = not (bos and text.startswith(bos))
+        mark = f"\ufdd0{secrets.token_hex(8)}:"  # no client can write it
         controls = self._vocabulary.control_texts()
         if any(control in str(chat.template_kwargs) for control in controls):
-            raise InvalidField("chat.template_kwargs", "the text of a control token is not allowed here")
+            raise InvalidField("chat.template_kwargs", _NO_CONTROL)
+        fenced = [_fenced(turn, place, mark, controls) for place, turn in enumerate(chat.messages)]
+        text = self._chat_template().render(msgspec.structs.replace(chat, messages=fenced))
+        first, *rest = re.split(f"{mark}([0-9]+)([<>])", text)
+        places, sides, texts = rest[0::3], rest[1::3], rest[2::3]
+        whole = sides == ["<", ">"] * (len(sides) // 2) and places[0::2] == places[1::2]
+        if not whole or any(
+            turn is not given and str(place) not in places
+            for place, (turn, given) in enumerate(zip(fenced, chat.messages, strict=True))
+        ):
+            raise InvalidField("chat.messages", _NO_CONTROL)
+        parts = [first, *texts]
+        bos = self._vocabulary.special_text("bos")
+        add_special = not (bos and first.startswith(bos))
         ids: list[int] = []
-        for turn in chat.messages:
-            if not any(control in turn.content for control in controls):
-                continue
-            content = turn.content.strip()
-            before, found, text = text.partition(content)
-            if not found:
-                raise InvalidField("chat.messages", "the text of a control token is not allowed here")
-            if before:
-                ids += self._vocabulary.tokenize(before, add_special=add_special, parse_special=True)
+        for place, part in enumerate(parts):
+            if part or len(parts) == 1:
+                ids += self._vocabulary.tokenize(part, add_special=add_special, parse_special=place % 2 == 0)
                 add_special = False
-            ids += self._vocabulary.tokenize(content, add_special=add_special, parse_special=False)
-            add_special = False
-        return ids + self._vocabulary.tokenize(text, add_special=add_special, parse_special=True)
+        return ids, "".join(parts)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
@@ -144,6 +150,18 @@ def _check_size(field: str, size: int) -> None:
         raise InvalidField(field, f"gives {size} bytes, the limit is {MAX_ANSWER_BYTES}")
 
 
+def _fenced(turn: ChatTurn, place: int, mark: str, controls: frozenset[str]) -> ChatTurn:
+    """The turn, with marks around a content that holds the text of a control token.
+
+    White space stays outside: templates trim it.
+    """
+    if not any(control in turn.content for control in controls):
+        return turn
+    words = turn.content.strip()
+    before, _, after = turn.content.partition(words)
+    return ChatTurn(turn.role, f"{before}{mark}{place}<{words}{mark}{place}>{after}")
+
+
 class TextThread(threading.Thread):
     """Serves Submit and TextJob frames in order; a generation goes on to the owner."""
 
@@ -153,8 +171,11 @@ class TextThread(threading.Thread):
         *,
         post: Callable[[Frame], None],
         to_owner: Callable[[Sequence], None],
+        limit_s: float = JOB_LIMIT_S,
     ) -> None:
+        """`limit_s` is how long a job may take before `interrupt_overdue` ends it."""
         super().__init__(name="text", daemon=True)
+        self._limit_s = limit_s
         self._preparer = preparer
         self._post = post
         self._to_owner = to_owner
@@ -162,8 +183,8 @@ class TextThread(threading.Thread):
         self._jobs: collections.deque[Submit | TextJob] = collections.deque()
         self._pending: set[int] = set()
         self._cancelled: set[int] = set()
-        self._busy_since_s: float | None = None
-        self._interrupted = False
+        # When the present job began. Who pops it decides: the job has ended, or is interrupted.
+        self._began: list[float] = []
 
     def launch(self) -> None:
         """Starts the thread with a big stack."""
@@ -191,11 +212,8 @@ class TextThread(threading.Thread):
 
     def interrupt_overdue(self) -> None:
         """I/O thread: raises _JobTimeout inside a job that has run for too long."""
-        with self._changed:
-            since = self._busy_since_s
-            if since is None or self._interrupted or time.monotonic() - since < JOB_LIMIT_S:
-                return
-            self._interrupted = True
+        began = self._began
+        if began and time.monotonic() - began[0] >= self._limit_s and _pop(began):
             thread = ctypes.c_ulong(self.ident or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_JobTimeout))
 
@@ -205,7 +223,6 @@ class TextThread(threading.Thread):
                 while not self._jobs:
                     self._changed.wait()
                 job = self._jobs.popleft()
-                self._busy_since_s = time.monotonic()
             result = self._guarded(job)
             if isinstance(job, Submit):
                 self._hand_over(job, result)
@@ -216,7 +233,9 @@ class TextThread(threading.Thread):
 
     def _guarded(self, job: Submit | TextJob) -> Sequence | TextResult | ErrorRecord:
         """The job's result, or the error that it ended with."""
+        # No lock in here: an interruption that arrives inside it would leave it taken.
         result: Sequence | TextResult | ErrorRecord
+        self._began = began = [time.monotonic()]
         try:
             try:
                 if isinstance(job, Submit):
@@ -228,16 +247,11 @@ class TextThread(threading.Thread):
             except Exception:
                 log.exception("a text job failed")
                 result = BackendError("the text of the request could not be processed").to_record()
-            with self._changed:
-                self._busy_since_s = None
-            while self._interrupted:  # the interruption is on its way: let it arrive here
+            while not _pop(began):  # the interruption is on its way: let it arrive here
                 time.sleep(0.001)
         except _JobTimeout:
-            late = InvalidField("input", f"takes more than {JOB_LIMIT_S:.0f} s to turn into tokens")
+            late = InvalidField("input", f"takes more than {self._limit_s:g} s to turn into tokens")
             result = late.to_record()
-            with self._changed:
-                self._busy_since_s = None
-                self._interrupted = False
         return result
 
     def _hand_over(self, job: Submit, result: Sequence | TextResult | ErrorRecord) -> None:
@@ -250,3 +264,12 @@ class TextThread(threading.Thread):
                 return
         error = result if isinstance(result, ErrorRecord) and not cancelled else None
         self._post(Step([Ended(job.id, error)]))
+
+
+def _pop(began: list[float]) -> bool:
+    """Takes the only item, at once for all threads; False if it has been taken."""
+    try:
+        began.pop()
+    except IndexError:
+        return False
+    return True
