@@ -239,7 +239,8 @@ class LlamaBackend:
         return _OUTCOMES.get(code, Outcome.FAILED)
 
     def logits(self, row: int) -> Logits:
-        address = self._get_logits(self._context, row)
+        # llama.cpp counts negative rows from the end.
+        address = self._get_logits(self._context, row) if row >= 0 else None
         if not address:
             raise IndexError(f"row {row} has no logits")
         raw: Any = self._logits_type.from_address(address)
@@ -254,10 +255,16 @@ class LlamaBackend:
         )
 
     def kv_length(self, sequence_id: int) -> int:
+        self._check_sequence(sequence_id)
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence_id)) + 1
 
     def kv_remove(self, sequence_id: int, start: int) -> bool:
+        self._check_sequence(sequence_id)
         return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, start, -1))
+
+    def _check_sequence(self, sequence_id: int) -> None:
+        if not 0 <= sequence_id < (self.options.max_sequences or 1):  # llama.cpp would end the process
+            raise IndexError(f"sequence id {sequence_id} of {self.options.max_sequences}")
 
     def set_threads(self, threads: int) -> None:
         if threads != self._threads:

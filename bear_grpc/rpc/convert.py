@@ -127,13 +127,9 @@ def defaults_from_proto(message: model_pb.SamplingOverrides) -> GenerationDefaul
     """Raises InvalidField naming every field that is out of its limits."""
     names = GenerationDefaults.__struct_fields__
     values: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
-    sampling = {name: value for name, value in values.items() if name != "max_tokens"}
-    found = SamplingParams(**sampling).violations("defaults")
-    if values.get("max_tokens", 1) < 1:
-        text = f"must be 1 or more, is {values['max_tokens']}"
-        found.append(FieldViolation("defaults.max_tokens", text))
-    check(found)
-    return GenerationDefaults(**values)
+    defaults = GenerationDefaults(**values)
+    check(defaults.violations())
+    return defaults
 
 
 def defaults_to_proto(defaults: GenerationDefaults) -> model_pb.SamplingOverrides:

@@ -147,17 +147,19 @@ def input_from_proto(
 def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
     if not chat.messages:
         raise InvalidField("chat.messages", "must hold at least one message")
+    wrong = Collector()
     turns, size = [], 0
     for place, message in enumerate(chat.messages):
         if not _ROLE.fullmatch(message.role):
-            raise InvalidField(f"chat.messages[{place}].role", f"must match {_ROLE.pattern}")
+            wrong.add(f"chat.messages[{place}].role", f"must match {_ROLE.pattern}")
         for part_place, part in enumerate(message.content):
             if part.WhichOneof("part") != "text":
-                raise InvalidField(f"chat.messages[{place}].content[{part_place}]", "text is required")
+                wrong.add(f"chat.messages[{place}].content[{part_place}]", "text is required")
         text = "".join(part.text for part in message.content)
         size += len(text.encode())
         turns.append(ChatTurn(message.role, text))
-    _check_text("chat.messages", size)
+    wrong.take(lambda: _check_text("chat.messages", size), None)
+    wrong.raise_found()
     return ChatInput(
         turns,
         chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True,

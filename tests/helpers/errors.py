@@ -1,0 +1,36 @@
+"""One error of each class that is raised, made as the product makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bear_grpc import errors
+
+TREE = [kind for kind in errors.all_errors() if kind.__module__ == errors.__name__]
+"""Every class of `bear_grpc.errors`; the client has leaves of its own, which no server raises."""
+
+LEAVES = [kind for kind in TREE if kind not in {each.__base__ for each in TREE}]
+
+EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
+    errors.InvalidField: lambda: errors.InvalidField("sampling.top_k", "must be 0 to 9, is 10"),
+    errors.ContextLengthExceeded: lambda: errors.ContextLengthExceeded(100, 50, 128),
+    errors.ModelNotFound: lambda: errors.ModelNotFound("bear", ["bear-demo"]),
+    errors.ModelFileNotFound: lambda: errors.ModelFileNotFound("/models/a.gguf"),
+    errors.ModelNotLoaded: lambda: errors.ModelNotLoaded("bear-demo"),
+    errors.ModelAlreadyLoaded: lambda: errors.ModelAlreadyLoaded("bear-demo", ["threads"]),
+    errors.ModelInUse: lambda: errors.ModelInUse("bear-demo"),
+    errors.ModelExists: lambda: errors.ModelExists("bear-demo"),
+    errors.ModelFileInvalid: lambda: errors.ModelFileInvalid("/models/a.gguf", "cut short", 24),
+    errors.RequestIdInUse: lambda: errors.RequestIdInUse("r1"),
+    errors.LoadConflict: lambda: errors.LoadConflict("bear-demo", "is being loaded with other options"),
+    errors.PathNotAllowed: lambda: errors.PathNotAllowed("/etc/a.gguf"),
+    errors.QueueFull: lambda: errors.QueueFull("bear-demo", 512, 2.5),
+    errors.SlowConsumer: lambda: errors.SlowConsumer(30.0),
+    errors.InsufficientMemory: lambda: errors.InsufficientMemory(2**31, 2**30),
+    errors.Draining: lambda: errors.Draining(),
+    errors.WorkerCrashed: lambda: errors.WorkerCrashed("bear-demo", "SIGSEGV"),
+    errors.ModelUnloaded: lambda: errors.ModelUnloaded("bear-demo"),
+    errors.BackendError: lambda: errors.BackendError("the computation failed"),
+    errors.EngineStartFailed: lambda: errors.EngineStartFailed("no context"),
+    errors.FeatureUnsupported: lambda: errors.FeatureUnsupported("stop.min_tokens"),
+}

@@ -1,0 +1,168 @@
+"""Settings: where they come from, in which order, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bear_grpc import config
+from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, is_local, load_config
+from bear_grpc.types import GenerationDefaults, LoadOptions
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "bear.toml"
+    file.write_text(text)
+    return file
+
+
+def load(
+    file: Path | None = None, flags: dict[str, object] | None = None, environ: dict[str, str] | None = None
+) -> ServerConfig:
+    return load_config(file, flags, environ or {})
+
+
+def test_config_of_nothing_has_the_defaults():
+    made = load()
+    assert (made.listen, made.load, made.log_level) == (["127.0.0.1:50051"], [], "INFO")
+    assert made.models_dir.is_absolute()
+
+
+def test_config_merges_defaults_file_environment_and_flags_in_this_order(tmp_path):
+    file = write(tmp_path, 'log_level = "DEBUG"\nstop_grace_s = 1.0\nstall_timeout_s = 1.0\n')
+    environ = {"BEAR_STOP_GRACE_S": "2", "BEAR_STALL_TIMEOUT_S": "2"}
+    made = load(file, {"stall_timeout_s": 3.0}, environ)
+    assert made.max_waiting_requests == ServerConfig().max_waiting_requests
+    assert (made.log_level, made.stop_grace_s, made.stall_timeout_s) == ("DEBUG", 2.0, 3.0)
+
+
+@pytest.mark.parametrize("missing", [None, [], ()])
+def test_config_flags_not_given_leave_the_rest_alone(missing, tmp_path):
+    made = load(write(tmp_path, 'listen = ["unix:/a"]'), {"listen": missing})
+    assert made.listen == ["unix:/a"]
+
+
+def test_config_flag_set_to_false_counts_as_given(tmp_path):
+    assert load(write(tmp_path, "reflection = true"), {"reflection": False}).reflection is False
+
+
+def test_config_environment_lists_are_comma_separated():
+    made = load(environ={"BEAR_LISTEN": "127.0.0.1:1,unix:/a", "BEAR_ALLOW_PATH": "/m,/n"})
+    assert made.listen == ["127.0.0.1:1", "unix:/a"]
+    assert made.allow_path == [Path("/m"), Path("/n")]
+
+
+@pytest.mark.parametrize("name", ["BEAR_SERVER", "BEAR_API_KEY", "BEAR_PORT", "BEAR_MODELS", "LISTEN"])
+def test_config_environment_of_others_is_left_alone(name):
+    assert load(environ={name: "x"}) == load()
+
+
+def test_config_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/bear")
+    assert load(flags={"models_dir": "~/models"}).models_dir == Path("/home/bear/models")
+
+
+def test_config_models_of_a_file_have_options_and_defaults(tmp_path):
+    text = "[models.bear-demo.load_options]\nthreads = 2\n[models.bear-demo.defaults]\ntemperature = 0.0\n"
+    made = load(write(tmp_path, text))
+    assert made.models == {
+        "bear-demo": ModelConfig(GenerationDefaults(temperature=0.0), LoadOptions(threads=2))
+    }
+
+
+def test_config_unknown_setting_of_a_file_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="'log_levl'; did you mean 'log_level'"):
+        load(write(tmp_path, 'log_levl = "INFO"'))
+
+
+def test_config_unknown_setting_like_no_other_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"'zzz'$"):
+        load(write(tmp_path, "zzz = 1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("listen = []", "listen"),
+        ("max_waiting_requests = 0", "max_waiting_requests"),
+        ('max_waiting_requests = "many"', "max_waiting_requests"),
+        ("stall_timeout_s = 0.0", "stall_timeout_s"),
+        ("stall_timeout_s = nan", "stall_timeout_s"),
+        ("stop_grace_s = -1.0", "stop_grace_s"),
+        ("stop_grace_s = nan", "stop_grace_s"),
+        ('log_level = "LOUD"', "log_level"),
+        ("[models.a.load_options]\nthreads = 0", r"models\.a\.load_options\.threads"),
+        ("[models.a.load_options]\nthread = 1", "thread"),
+        ("[models.a]\noptions = 1", "options"),
+        ("[models.a.defaults]\ntemperature = 1000.0", r"models\.a\.defaults\.temperature"),
+        ("[models.a.defaults]\nmax_tokens = 0", r"models\.a\.defaults\.max_tokens"),
+    ],
+)
+def test_config_bad_value_is_refused_by_name(text, named, tmp_path):
+    with pytest.raises(ConfigError, match=named):
+        load(write(tmp_path, text))
+
+
+def test_config_bad_value_of_the_environment_is_refused_by_name():
+    with pytest.raises(ConfigError, match="max_waiting_requests"):
+        load(environ={"BEAR_MAX_WAITING_REQUESTS": "many"})
+
+
+def test_config_file_that_is_no_toml_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"bear\.toml"):
+        load(write(tmp_path, "listen ="))
+
+
+def test_config_file_that_is_missing_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.toml: No such file"):
+        load(tmp_path / "gone.toml")
+
+
+def test_config_every_setting_has_a_field_of_a_known_form():
+    """A setting of a new form needs a thought about how the environment spells it."""
+    kinds = {
+        field.name: str(field.type)
+        for field in msgspec.structs.fields(ServerConfig)
+        if field.name not in ("listen", "load", "allow_path", "models")
+    }
+    assert not [name for name, kind in kinds.items() if "list" in kind or "dict" in kind]
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.8.8.8:1", True),
+        ("[::1]:50051", True),
+        ("localhost:50051", True),
+        ("unix:/tmp/bear.sock", True),
+        ("unix-abstract:bear", True),
+        ("0.0.0.0:50051", False),
+        ("[::]:50051", False),
+        ("10.0.0.1:50051", False),
+        ("bear.example:50051", False),
+        ("localhost.example:50051", False),
+        (":50051", False),
+    ],
+)
+def test_is_local_holds_for_addresses_of_this_machine_only(address, local):
+    assert is_local(address) is local
+
+
+@pytest.mark.parametrize(
+    ("reflection", "listen", "served"),
+    [
+        (None, ["127.0.0.1:1", "unix:/a"], True),
+        (None, ["127.0.0.1:1", "0.0.0.0:1"], False),
+        (True, ["0.0.0.0:1"], True),
+        (False, ["127.0.0.1:1"], False),
+    ],
+)
+def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, served):
+    assert ServerConfig(listen=listen, reflection=reflection).with_reflection is served
+
+
+def test_available_cores_are_at_least_1_and_at_most_all():
+    assert 1 <= available_cores() <= (config.os.cpu_count() or 1)

@@ -1,0 +1,271 @@
+"""Inference requests: what is right comes through, each field that is wrong is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bear_grpc.errors import FeatureUnsupported, InvalidField
+from bear_grpc.models.entry import ModelEntry
+from bear_grpc.protocol import Delta, Finished, Started, Token
+from bear_grpc.rpc import requests
+from bear_grpc.types import (
+    ChatInput,
+    ChatTurn,
+    FinishReason,
+    GenerationDefaults,
+    PromptInput,
+    SamplingParams,
+    StopCause,
+    StopParams,
+    Timings,
+    TokensInput,
+    Usage,
+)
+from bear_grpc.v1 import inference_service_pb2 as pb
+
+Change = Callable[[pb.GenerateRequest], object]
+
+
+def request(**changes: object) -> pb.GenerateRequest:
+    return pb.GenerateRequest(**{"model": "bear", "prompt": "hello", **changes})
+
+
+def chat(role: str = "user", *texts: str) -> pb.ChatInput:
+    content = [pb.ContentPart(text=text) for text in texts]
+    return pb.ChatInput(messages=[pb.ChatMessage(role=role, content=content)])
+
+
+def bad_fields(message: pb.GenerateRequest) -> list[str]:
+    with pytest.raises(InvalidField) as caught:
+        requests.spec_from_proto(message)
+    return [violation.field for violation in caught.value.violations]
+
+
+def test_spec_of_a_plain_request_has_the_contracts_defaults():
+    spec = requests.spec_from_proto(request())
+    assert spec == requests.GenerateSpec(
+        model="bear",
+        input=PromptInput("hello", add_special=True, parse_special=False),
+        sampling={},
+        stop=StopParams(),
+        want_tokens=False,
+        queue_progress=False,
+        load_if_needed=True,
+        request_id="",
+    )
+
+
+def test_spec_of_a_full_request_has_every_value():
+    spec = requests.spec_from_proto(
+        pb.GenerateRequest(
+            model="bear",
+            token_ids=pb.TokenIds(ids=[1, 2]),
+            sampling=pb.SamplingParams(temperature=0, seed=0),
+            stop=pb.StopParams(max_tokens=0, sequences=["x"], token_ids=[3], ignore_eos=True),
+            output=pb.OutputOptions(token_ids=True, queue_progress=True),
+            load_if_needed=False,
+            request_id="r1",
+            n=1,
+            priority=pb.PRIORITY_NORMAL,
+            overflow_policy=pb.OVERFLOW_POLICY_ERROR,
+        )
+    )
+    assert spec == requests.GenerateSpec(
+        model="bear",
+        input=TokensInput([1, 2]),
+        sampling={"temperature": 0, "seed": 0},
+        stop=StopParams(max_tokens=0, sequences=("x",), token_ids=(3,), ignore_eos=True),
+        want_tokens=True,
+        queue_progress=True,
+        load_if_needed=False,
+        request_id="r1",
+    )
+
+
+def test_spec_max_tokens_0_is_told_from_unset():
+    zero = requests.spec_from_proto(request(stop=pb.StopParams(max_tokens=0))).stop
+    unset = requests.spec_from_proto(request(stop=pb.StopParams())).stop
+    assert (zero.max_tokens, unset.max_tokens) == (0, None)
+
+
+def test_spec_chat_joins_the_parts_of_a_message():
+    spec = requests.spec_from_proto(pb.GenerateRequest(model="bear", chat=chat("user", "a", "b")))
+    assert spec.input == ChatInput([ChatTurn("user", "ab")], add_generation_prompt=True, template_kwargs={})
+
+
+def test_spec_chat_options_come_through():
+    message = chat("user", "a")
+    message.add_generation_prompt = False
+    message.template_kwargs.update({"enable_thinking": False, "n": 2, "list": ["x"]})
+    spec = requests.spec_from_proto(pb.GenerateRequest(model="bear", chat=message))
+    kwargs = {"enable_thinking": False, "n": 2.0, "list": ["x"]}
+    assert spec.input == ChatInput([ChatTurn("user", "a")], False, kwargs)
+
+
+BAD: dict[str, pb.GenerateRequest] = {
+    "model": request(model=""),
+    "client_tag": request(client_tag="€" * 22),
+    "request_id": request(request_id="x" * 129),
+    "input": pb.GenerateRequest(model="bear"),
+    "prompt": request(prompt="x" * (2**20 + 1)),
+    "token_ids.ids": pb.GenerateRequest(model="bear", token_ids=pb.TokenIds()),
+    "chat.messages": pb.GenerateRequest(model="bear", chat=pb.ChatInput()),
+    "chat.messages[0].role": pb.GenerateRequest(model="bear", chat=chat("")),
+    "chat.messages[0].content[0]": pb.GenerateRequest(
+        model="bear", chat=pb.ChatInput(messages=[pb.ChatMessage(role="user", content=[pb.ContentPart()])])
+    ),
+    "n": request(n=0),
+    "stop.min_tokens": request(stop=pb.StopParams(min_tokens=-1)),
+    "output.top_logprobs": request(output=pb.OutputOptions(top_logprobs=21)),
+    "priority": request(priority=99),
+    "overflow_policy": request(overflow_policy=99),
+    "stop.max_tokens": request(stop=pb.StopParams(max_tokens=-1)),
+    "stop.sequences": request(stop=pb.StopParams(sequences=["x"] * 17)),
+    "stop.sequences[1]": request(stop=pb.StopParams(sequences=["x", ""])),
+    "stop.token_ids": request(stop=pb.StopParams(token_ids=[1] * 65)),
+    "sampling.temperature": request(sampling=pb.SamplingParams(temperature=float("nan"))),
+    "sampling.logit_bias[0].bias": request(
+        sampling=pb.SamplingParams(logit_bias=[pb.LogitBias(token_id=1, bias=1001)])
+    ),
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_spec_bad_field_is_named(field):
+    assert bad_fields(BAD[field]) == [field]
+
+
+def test_spec_every_bad_field_is_named_at_once():
+    message = pb.GenerateRequest(
+        sampling=pb.SamplingParams(top_p=0), stop=pb.StopParams(max_tokens=-1), request_id="x" * 129, n=17
+    )
+    expected = {"model", "input", "sampling.top_p", "stop.max_tokens", "request_id", "n"}
+    assert {*bad_fields(message)} == expected
+
+
+@pytest.mark.parametrize("role", ["<|end|>", "user|>", "a b", "x" * 65, "us\ner"])
+def test_spec_role_that_could_form_a_control_token_is_named(role):
+    message = pb.GenerateRequest(model="bear", chat=chat(role, "a"))
+    assert bad_fields(message) == ["chat.messages[0].role"]
+
+
+@pytest.mark.parametrize("role", ["user", "tool-call", "a.b_2", "x" * 64])
+def test_spec_role_of_plain_letters_comes_through(role):
+    spec = requests.spec_from_proto(pb.GenerateRequest(model="bear", chat=chat(role, "a")))
+    assert spec.input.messages[0].role == role
+
+
+def test_spec_chat_over_the_limit_in_sum_is_named():
+    message = pb.ChatInput(messages=[*chat("user", "x" * 2**19).messages] * 3)
+    assert bad_fields(pb.GenerateRequest(model="bear", chat=message)) == ["chat.messages"]
+
+
+def test_spec_prompt_at_the_limit_comes_through():
+    assert requests.spec_from_proto(request(prompt="x" * 2**20)).input == PromptInput("x" * 2**20)
+
+
+def constraint(message: pb.GenerateRequest) -> None:
+    message.constraint.regex = "a"
+
+
+UNSUPPORTED: dict[str, Change] = {
+    "constraint": constraint,
+    "n above 1": lambda message: setattr(message, "n", 2),
+    "priority": lambda message: setattr(message, "priority", pb.PRIORITY_HIGH),
+    "overflow_policy": lambda message: setattr(message, "overflow_policy", pb.OVERFLOW_POLICY_TRUNCATE_LEFT),
+    "keep_alive": lambda message: message.keep_alive.FromSeconds(0),
+    "stop.min_tokens": lambda message: setattr(message.stop, "min_tokens", 1),
+    "output.logprobs": lambda message: setattr(message.output, "logprobs", True),
+    "output.prefill_progress": lambda message: setattr(message.output, "prefill_progress", True),
+    "output.echo": lambda message: setattr(message.output, "echo", True),
+}
+
+
+@pytest.mark.parametrize("feature", UNSUPPORTED)
+def test_spec_feature_not_built_yet_is_refused_not_ignored(feature):
+    message = request()
+    UNSUPPORTED[feature](message)
+    message.SetInParent()
+    with pytest.raises(FeatureUnsupported, match=feature):
+        requests.spec_from_proto(message)
+
+
+def test_spec_bad_field_is_told_before_a_feature_not_built_yet():
+    assert bad_fields(request(model="", n=2)) == ["model"]
+
+
+def test_tokenize_input_says_how_special_tokens_are_meant():
+    default = requests.input_from_proto(pb.TokenizeRequest(text="a"))
+    other = requests.input_from_proto(pb.TokenizeRequest(text="a", add_special=False, parse_special=True))
+    assert default == PromptInput("a", add_special=True, parse_special=False)
+    assert other == PromptInput("a", add_special=False, parse_special=True)
+
+
+@pytest.mark.parametrize("message", [pb.TokenizeRequest(), pb.CountTokensRequest()])
+def test_input_missing_is_named(message):
+    with pytest.raises(InvalidField) as caught:
+        requests.input_from_proto(message)
+    assert [violation.field for violation in caught.value.violations] == ["input"]
+
+
+def test_complete_puts_request_over_model_over_server():
+    spec = requests.spec_from_proto(request(sampling=pb.SamplingParams(top_k=0)))
+    defaults = GenerationDefaults(top_k=5, temperature=0.3, max_tokens=9)
+    sampling, stop = spec.complete(ModelEntry("bear", Path("b"), True, defaults=defaults), seed=77)
+    assert sampling == SamplingParams(top_k=0, temperature=0.3, seed=77)
+    assert stop.default_max_tokens == 9
+
+
+def test_complete_keeps_the_requests_seed():
+    spec = requests.spec_from_proto(request(sampling=pb.SamplingParams(seed=0)))
+    sampling, _ = spec.complete(ModelEntry("bear", Path("b"), True), seed=77)
+    assert sampling.seed == 0
+
+
+def test_delta_carries_text_and_bytes_that_are_no_text():
+    message = requests.delta_to_proto(Delta(1, "a", 1, [Token(5, b"\xff")]))
+    assert message == pb.Delta(text="a", tokens=[pb.Token(id=5, piece=b"\xff")])
+
+
+def test_started_tells_what_is_in_force():
+    entry = ModelEntry("bear", Path("b"), True, sha256="ab")
+    message = requests.started_to_proto(Started(1, 10, 4, 20), entry, SamplingParams(seed=3))
+    assert (message.model, message.sha256, message.max_tokens) == ("bear", "ab", 20)
+    assert (message.prompt_token_count, message.cached_token_count) == (10, 4)
+    assert message.sampling.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("cause", "which"),
+    [
+        (StopCause(eog_token=0), "eog_token"),
+        (StopCause(sequence="x"), "sequence"),
+        (StopCause(token_id=0), "token_id"),
+    ],
+)
+def test_completed_names_the_cause_even_if_it_is_0(cause, which):
+    event = Finished(1, FinishReason.STOP, cause, Usage(1, 0, 1), Timings(0, 0, 0, 0))
+    message = requests.completed_to_proto(event)
+    assert message.finish_reason == pb.FINISH_REASON_STOP
+    assert message.stop_cause.WhichOneof("kind") == which
+
+
+def test_completed_without_cause_has_none():
+    event = Finished(1, FinishReason.LENGTH, None, Usage(1, 0, 1), Timings(0, 0, 0, 0))
+    assert not requests.completed_to_proto(event).HasField("stop_cause")
+
+
+def test_timings_rates_leave_out_cached_tokens_and_the_first_token():
+    timings = Timings(queue_s=1, prefill_s=2, decode_s=4, total_s=8, ttft_s=3)
+    event = Finished(1, FinishReason.LENGTH, None, Usage(100, 40, 9), timings)
+    message = requests.timings_to_proto(event)
+    assert (message.prefill_tokens_per_second, message.decode_tokens_per_second) == (30, 2)
+
+
+def test_timings_of_no_time_have_rates_of_0():
+    event = Finished(1, FinishReason.LENGTH, None, Usage(100, 0, 1), Timings(0, 0, 0, 0))
+    message = requests.timings_to_proto(event)
+    assert (message.prefill_tokens_per_second, message.decode_tokens_per_second) == (0, 0)

@@ -1,0 +1,259 @@
+"""The text thread: jobs in order, cancels before and after, and templates that run for ever."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bear_grpc.engine.sequence import Sequence
+from bear_grpc.protocol import Ended, Frame, Step, Submit, TextJob, TextResult
+from bear_grpc.testing import FakeVocabulary
+from bear_grpc.types import ChatInput, ChatTurn, PromptInput, SamplingParams, StopParams
+from bear_grpc.worker.text import Preparer, TextThread
+
+WAIT_S = 20
+# Every `range` is small enough for the sandbox; together they take years.
+ENDLESS = "{% for a in range(9999) %}" * 5 + "{% endfor %}" * 5
+FAILING = RuntimeError("an inside that no caller may see")
+
+
+class GatedVocabulary(FakeVocabulary):
+    """Holds the thread inside a job until the gate opens."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__(**changes)
+        self.inside, self.gate = threading.Event(), threading.Event()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if text == "gate":
+            self.inside.set()
+            self.gate.wait(WAIT_S)
+        if text == "fail":
+            raise FAILING
+        return super().tokenize(text, add_special=add_special, parse_special=parse_special)
+
+
+class Bench:
+    """A running text thread, and what comes out of it."""
+
+    def __init__(self, vocabulary: GatedVocabulary, limit_s: float) -> None:
+        self.vocabulary = vocabulary
+        self.out: queue.SimpleQueue[Frame | Sequence] = queue.SimpleQueue()
+        self.thread = TextThread(
+            Preparer(vocabulary, 1024), post=self.out.put, to_owner=self.out.put, limit_s=limit_s
+        )
+        self.thread.launch()
+
+    def next(self) -> Frame | Sequence:
+        return self.out.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench(GatedVocabulary(), limit_s=1000.0)
+    yield made
+    made.vocabulary.gate.set()
+
+
+@pytest.fixture
+def endless() -> Bench:
+    """Every chat runs for ever, and is overdue at once."""
+    return Bench(GatedVocabulary(template=ENDLESS), limit_s=0.0)
+
+
+def submit(id: int, text: str = "hello") -> Submit:
+    return Submit(id, PromptInput(text), SamplingParams(), StopParams(), 0.0)
+
+
+def chat_job(id: int) -> TextJob:
+    return TextJob(id, ChatInput([ChatTurn("user", "hi")]))
+
+
+def interrupt_until_answered(bench: Bench) -> Frame | Sequence:
+    """What the I/O thread's tick does, until the thread gives something."""
+    for _ in range(WAIT_S * 100):
+        bench.thread.interrupt_overdue()
+        try:
+            return bench.out.get(timeout=0.01)
+        except queue.Empty:
+            continue
+    raise AssertionError("the text thread does not answer")
+
+
+def test_submit_goes_on_to_the_owner_as_a_sequence(bench):
+    bench.thread.put(submit(1))
+    made = bench.next()
+    assert isinstance(made, Sequence)
+    assert (made.id, made.num_prompt) == (1, 6)
+
+
+def test_text_job_is_answered(bench):
+    bench.thread.put(TextJob(2, token_ids=[65, 66]))
+    assert bench.next() == TextResult(2, raw=b"AB")
+
+
+def test_jobs_are_served_in_order(bench):
+    for id in range(10):
+        bench.thread.put(TextJob(id, token_ids=[65 + id]) if id % 2 else submit(id))
+    assert [bench.next().id for _ in range(10)] == list(range(10))
+
+
+def test_submit_that_is_wrong_ends_with_its_error(bench):
+    bench.thread.put(Submit(1, PromptInput("x"), SamplingParams(), StopParams(max_tokens=9999), 0.0))
+    [ending] = bench.next().events
+    assert (ending.id, ending.error.reason) == (1, "CONTEXT_LENGTH_EXCEEDED")
+
+
+def test_text_job_that_is_wrong_is_answered_with_its_error(bench):
+    bench.thread.put(TextJob(1, token_ids=[-1]))
+    answer = bench.next()
+    assert (answer.id, answer.error.reason, answer.raw) == (1, "INVALID_FIELD", b"")
+
+
+@pytest.mark.parametrize("job", [submit(1, "fail"), TextJob(1, PromptInput("fail"))], ids=["submit", "job"])
+def test_unexpected_exception_ends_internal_without_its_text(bench, job):
+    bench.thread.put(job)
+    answer = bench.next()
+    error = answer.events[0].error if isinstance(answer, Step) else answer.error
+    assert error.reason == "INTERNAL"
+    assert "inside" not in error.message
+    bench.thread.put(submit(2))
+    assert bench.next().id == 2
+
+
+def test_cancel_of_a_job_that_waits_ends_it_without_error(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    bench.thread.put(submit(2))
+    assert bench.thread.cancel(2) is True
+    bench.vocabulary.gate.set()
+    assert bench.next().id == 1
+    assert bench.next() == Step([Ended(2)])
+
+
+def test_cancel_of_the_job_under_way_ends_it_without_error(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    assert bench.thread.cancel(1) is True
+    bench.vocabulary.gate.set()
+    assert bench.next() == Step([Ended(1)])
+
+
+def test_cancel_twice_ends_it_once(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    assert [bench.thread.cancel(1), bench.thread.cancel(1)] == [True, True]
+    bench.vocabulary.gate.set()
+    assert bench.next() == Step([Ended(1)])
+    bench.thread.put(submit(2))
+    assert bench.next().id == 2
+
+
+def test_cancel_of_a_job_that_fails_tells_no_error(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    bench.thread.put(submit(2, "fail"))
+    bench.thread.cancel(2)
+    bench.vocabulary.gate.set()
+    assert bench.next().id == 1
+    assert bench.next() == Step([Ended(2)])
+
+
+def test_cancel_after_it_went_on_is_the_owners(bench):
+    bench.thread.put(submit(1))
+    bench.next()
+    assert bench.thread.cancel(1) is False
+
+
+def test_cancel_of_an_unknown_id_is_not_taken(bench):
+    assert bench.thread.cancel(99) is False
+
+
+def test_template_that_runs_for_ever_is_interrupted_and_named(endless):
+    endless.thread.put(chat_job(1))
+    answer = interrupt_until_answered(endless)
+    assert (answer.id, answer.error.reason) == (1, "INVALID_FIELD")
+    assert "takes more than 0 s" in answer.error.message
+
+
+def test_thread_survives_many_interrupted_jobs(endless):
+    for id in range(5):
+        endless.thread.put(chat_job(id))
+        assert interrupt_until_answered(endless).id == id
+    endless.thread.put(submit(9))
+    assert endless.next().id == 9
+    assert endless.thread.is_alive()
+
+
+def test_interrupt_at_the_very_end_of_a_job_is_waited_for_and_hits_no_other(endless):
+    """Job after job, each overdue at once, with interrupts at any moment: each is answered once, in order,
+    with its result or with the time-out, and no interrupt arrives where it would end the thread."""
+    count = 300
+    for id in range(count):
+        endless.thread.put(TextJob(id, PromptInput("x" * 50)))
+    answers: list[TextResult] = []
+    while len(answers) < count:
+        endless.thread.interrupt_overdue()
+        try:
+            answers.append(endless.out.get_nowait())
+        except queue.Empty:
+            continue
+    assert [answer.id for answer in answers] == list(range(count))
+    assert all(len(answer.ids) == 4 * 51 for answer in answers if answer.error is None)
+    assert all(answer.error.reason == "INVALID_FIELD" for answer in answers if answer.error is not None)
+    assert endless.thread.is_alive()
+
+
+class LateThread(TextThread):
+    """Its interrupter stops between the decision to interrupt and the interruption."""
+
+    def __init__(self, *args: object, **changes: object) -> None:
+        super().__init__(*args, **changes)
+        self.decided, self.go_on = threading.Event(), threading.Event()
+
+    @property
+    def ident(self) -> int | None:
+        if threading.current_thread() is not self:
+            self.decided.set()
+            self.go_on.wait(WAIT_S)
+        return super().ident
+
+
+def test_interrupt_decided_before_and_sent_after_the_end_of_a_job_is_waited_for():
+    """It would hit the thread's own code otherwise, and end it."""
+    vocabulary: GatedVocabulary = GatedVocabulary()
+    out: queue.SimpleQueue[Frame | Sequence] = queue.SimpleQueue()
+    thread = LateThread(Preparer(vocabulary, 1024), post=out.put, to_owner=out.put, limit_s=0.0)
+    thread.go_on.set()
+    thread.launch()
+    thread.go_on.clear()
+    thread.put(TextJob(1, PromptInput("gate")))
+    assert vocabulary.inside.wait(WAIT_S)
+    interrupter = threading.Thread(target=thread.interrupt_overdue)
+    thread.decided.clear()
+    interrupter.start()
+    assert thread.decided.wait(WAIT_S)
+    vocabulary.gate.set()
+    with pytest.raises(queue.Empty):
+        out.get(timeout=0.1)
+    thread.go_on.set()
+    assert out.get(timeout=WAIT_S).error.reason == "INVALID_FIELD"
+    thread.put(submit(2))
+    assert out.get(timeout=WAIT_S).id == 2
+
+
+def test_interrupt_without_a_job_does_nothing(endless):
+    endless.thread.interrupt_overdue()
+    endless.thread.put(submit(1))
+    assert endless.next().id == 1
+
+
+def test_interrupt_of_a_job_within_its_time_does_nothing(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    bench.thread.interrupt_overdue()
+    bench.vocabulary.gate.set()
+    assert isinstance(bench.next(), Sequence)
