@@ -63,6 +63,7 @@ class Server:
     def __init__(self, config: ServerConfig, spawner: Spawner) -> None:
         cores = available_cores()
         self._config = config
+        self._stopped = False
         self.addresses: list[str] = []
         self.shelf = Shelf(
             spawner=spawner,
@@ -113,7 +114,13 @@ class Server:
         log.info("bear_grpc %s serves on %s", __version__, ", ".join(self.addresses))
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Takes no new work, lets streams finish within the grace, ends every worker."""
+        """Takes no new work, lets streams finish within the grace, ends every worker.
+
+        A second call does nothing.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
         self.manager.draining = True
         await self.health.withdraw()
         self.shelf.feed.close()

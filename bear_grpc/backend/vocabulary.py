@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 from typing import Any
 
@@ -12,6 +13,9 @@ from .native import lib, meta
 
 _ATTR_UNKNOWN, _ATTR_CONTROL = 1, 1 << 3
 
+CHEAP_TEXT_BYTES = 64 * 2**10
+MAX_UNKNOWN_COST = 2 * 10**10
+
 
 class LlamaVocabulary:
     """A model's tokens. Vocabulary calls of llama.cpp are safe from every thread."""
@@ -20,16 +24,18 @@ class LlamaVocabulary:
         self._model = model
         self._vocab = lib.llama_model_get_vocab(model)
         self.size: int = lib.llama_vocab_n_tokens(self._vocab)
-        kind = meta(model, "tokenizer.ggml.model")
+        self._is_spm = meta(model, "tokenizer.ggml.model") == "llama"
         declared = meta(model, "tokenizer.ggml.add_space_prefix")
         # SentencePiece vocabularies add the space unless they say otherwise.
-        self.adds_space_prefix = kind == "llama" and declared != "false"
+        self.adds_space_prefix = self._is_spm and declared != "false"
         self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._single_characters: frozenset[str] | None = None
         self._control: frozenset[str] | None = None
         self._eog: frozenset[int] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
+        self._check_cost(text, len(data))
         capacity = len(data) + 8
         while True:
             ids = np.empty(capacity, np.int32)
@@ -44,6 +50,29 @@ class LlamaVocabulary:
                 too_many = f"Failed to tokenize prompt: {len(data)} bytes give too many tokens"
                 raise InvalidField("text", too_many)
             capacity = -count
+
+    def _check_cost(self, text: str, size: int) -> None:
+        """Refuses what a SentencePiece vocabulary would take seconds for, in one call that nothing stops.
+
+        llama.cpp (llm_tokenizer_spm::resegment) copies its whole output for every character without a
+        token of its own: characters times length is the cost, about 2e10 a second on a server's core.
+        """
+        if not self._is_spm or size <= CHEAP_TEXT_BYTES:
+            return
+        if self._single_characters is None:
+            texts = (lib.llama_vocab_get_text(self._vocab, token) for token in range(self.size))
+            decoded = (text.decode(errors="replace").replace("\u2581", " ") for text in texts)
+            self._single_characters = frozenset(text for text in decoded if len(text) == 1)
+        counts = collections.Counter(text)
+        unknown = sum(
+            count for character, count in counts.items() if character not in self._single_characters
+        )
+        if unknown * size > MAX_UNKNOWN_COST:
+            limit = MAX_UNKNOWN_COST // size
+            raise InvalidField(
+                "input",
+                f"{unknown} characters have no token of their own; {size} bytes may hold {limit} of them",
+            )
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         known = self._pieces.get((token, special))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,8 @@ def serve(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as TOML.")] = None,
 ) -> None:
     """Run the server until it is told to stop."""
+    # gRPC's own lines would stand beside ours; read when grpc is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from bear_grpc.config import ConfigError, load_config
     from bear_grpc.server import EXIT_CONFIG
     from bear_grpc.server import serve as run_server

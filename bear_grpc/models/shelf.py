@@ -30,6 +30,7 @@ from .registry import Registration, Registry
 
 log = logging.getLogger(__name__)
 
+MAX_NAME_CHARS = 128
 _HASH_CHUNK_BYTES = 4 * 2**20
 
 
@@ -80,7 +81,9 @@ class Shelf:
         if owner is not None:
             return owner
         names = [known for entry in self._entries.values() for known in (entry.name, *entry.aliases)]
-        raise ModelNotFound(name, difflib.get_close_matches(name, names, n=3))
+        # The search for similar names takes as long as the name is.
+        near = difflib.get_close_matches(name, names, n=3) if len(name) <= MAX_NAME_CHARS else []
+        raise ModelNotFound(name, near)
 
     async def register(self, registration: Registration) -> ModelEntry:
         """Makes a file known, after a check of its header and a dry load by a probe worker.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +33,10 @@ from .io import Connection
 from .owner import BackendFactory, Owner
 from .text import Preparer, TextThread
 
+log = logging.getLogger(__name__)
+
 TICK_S = 0.5
+EXIT_STUCK = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
@@ -110,6 +115,10 @@ class Worker:
     def _tick(self) -> None:
         if self._text is not None:
             self._text.interrupt_overdue()
+            if self._text.is_stuck():
+                # Nobody else's text is served any more: a new process is better than this one.
+                log.critical("a text job cannot be stopped: the worker ends")
+                os._exit(EXIT_STUCK)
         if self._engine is not None:
             self._connection.post(Heartbeat(self._engine.steps, self._engine.step_age_s()))
 

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # Tokenizers with regular expressions recurse on long runs of letters.
 STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
+STUCK_S = 5.0
 # An answer must fit one frame.
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
 _NO_CONTROL = "the text of a control token is not allowed here"
@@ -85,7 +86,7 @@ class Preparer:
     def tokens(self, source: GenerationInput) -> tuple[list[int], str]:
         """Token ids of an input, and the text that the template gave for chat."""
         if isinstance(source, TokensInput):
-            self._check_ids("token_ids", source.ids)
+            self._check_ids("token_ids.ids", source.ids)
             return list(source.ids), ""
         if isinstance(source, PromptInput):
             ids = self._vocabulary.tokenize(
@@ -185,6 +186,7 @@ class TextThread(threading.Thread):
         self._cancelled: set[int] = set()
         # When the present job began. Who pops it decides: the job has ended, or is interrupted.
         self._began: list[float] = []
+        self._interrupted_s: float | None = None
 
     def launch(self) -> None:
         """Starts the thread with a big stack."""
@@ -214,8 +216,14 @@ class TextThread(threading.Thread):
         """I/O thread: raises _JobTimeout inside a job that has run for too long."""
         began = self._began
         if began and time.monotonic() - began[0] >= self._limit_s and _pop(began):
+            self._interrupted_s = time.monotonic()
             thread = ctypes.c_ulong(self.ident or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_JobTimeout))
+
+    def is_stuck(self) -> bool:
+        """I/O thread: an interrupted job goes on, inside native code that nothing can stop."""
+        since = self._interrupted_s
+        return since is not None and time.monotonic() - since >= STUCK_S
 
     def run(self) -> None:
         while True:
@@ -252,6 +260,7 @@ class TextThread(threading.Thread):
         except _JobTimeout:
             late = InvalidField("input", f"takes more than {self._limit_s:g} s to turn into tokens")
             result = late.to_record()
+        self._interrupted_s = None
         return result
 
     def _hand_over(self, job: Submit, result: Sequence | TextResult | ErrorRecord) -> None:
