@@ -69,8 +69,11 @@ wheel: install  ## build the project's wheel into dist/
 
 demo-model:  ## train the embedded demo model again, in an environment of its own (.venv-train)
 	@[ -x .venv-train/bin/python ] || $(PYTHON) -m venv .venv-train
-	@.venv-train/bin/python -m pip install --disable-pip-version-check --quiet -c deploy/constraints.txt torch numpy gguf
+	@.venv-train/bin/python -m pip install --disable-pip-version-check --quiet \
+	  "$$($(PYTHON) -m tools.llama_wheel)" -r tools/demo_model/requirements.txt
 	@.venv-train/bin/python -m tools.demo_model.train $(ARGS)
+	@.venv-train/bin/python -m tools.demo_model.evaluate
+	@.venv-train/bin/python -m tools.demo_model.card
 
 freeze:  ## write deploy/constraints.txt from what .venv holds
 	@$(PYTHON) -m tools.install --freeze

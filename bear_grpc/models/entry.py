@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelFileInvalid, ModelFileNotFound
 from ..executor.executor import ModelExecutor
@@ -20,6 +21,16 @@ from ..types import (
     StateReason,
 )
 from .gguf import GgufError, GgufHeader, read_header
+
+# llama.cpp's metadata keys for sampling values (llama-arch.cpp, LLM_KV_GENERAL_SAMPLING_*).
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+    "repetition_window": "general.sampling.penalty_last_n",
+}
 
 # Every transition that exists.
 TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
@@ -101,14 +112,25 @@ class ModelEntry:
             self.executor = None
 
     def sampling(self, seed: int) -> SamplingParams:
-        """The server's sampling values with the model's own over them."""
-        d = self.defaults
-        own = {
-            name: value
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window")
-            if (value := getattr(d, name)) is not None
-        }
-        return SamplingParams(seed=seed, **own)
+        """The model's configured values over those of its file, over the server's."""
+        values = self._sampling_of_file()
+        for name in SAMPLING_KEYS:
+            configured = getattr(self.defaults, name)
+            if configured is not None:
+                values[name] = configured
+        return SamplingParams(seed=seed, **values)
+
+    def _sampling_of_file(self) -> dict[str, Any]:
+        """What the file's metadata recommends; values out of their limits do not count."""
+        found: dict[str, Any] = {}
+        for name, key in SAMPLING_KEYS.items():
+            value: Any = self.header.metadata.get(key) if self.header is not None else None
+            kinds = int if name in ("top_k", "repetition_window") else (int, float)
+            if isinstance(value, kinds) and not isinstance(value, bool):
+                values: dict[str, Any] = {name: value}
+                if not SamplingParams(**values).violations():
+                    found.update(values)
+        return found
 
     @property
     def max_tokens(self) -> int:
