@@ -15,6 +15,7 @@ _ATTR_UNKNOWN, _ATTR_CONTROL = 1, 1 << 3
 
 CHEAP_TEXT_BYTES = 64 * 2**10
 MAX_UNKNOWN_COST = 2 * 10**10
+MAX_CONTROL_COST = 2 * 10**9
 
 
 class LlamaVocabulary:
@@ -35,7 +36,10 @@ class LlamaVocabulary:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
-        self._check_cost(text, len(data))
+        if len(data) > CHEAP_TEXT_BYTES:
+            self._check_unknown(text, len(data))
+            if parse_special:
+                self._check_controls(text, len(data))
         capacity = len(data) + 8
         while True:
             ids = np.empty(capacity, np.int32)
@@ -51,13 +55,23 @@ class LlamaVocabulary:
                 raise InvalidField("text", too_many)
             capacity = -count
 
-    def _check_cost(self, text: str, size: int) -> None:
+    def _check_controls(self, text: str, size: int) -> None:
+        """Refuses what looking for control tokens would take seconds for.
+
+        llama.cpp (tokenizer_st_partition) copies the rest of the text at every one that it finds.
+        """
+        found = sum(text.count(control) for control in self.control_texts())
+        if found * size > MAX_CONTROL_COST:
+            limit = MAX_CONTROL_COST // size
+            raise InvalidField("input", f"{found} control tokens; {size} bytes may hold {limit} of them")
+
+    def _check_unknown(self, text: str, size: int) -> None:
         """Refuses what a SentencePiece vocabulary would take seconds for, in one call that nothing stops.
 
         llama.cpp (llm_tokenizer_spm::resegment) copies its whole output for every character without a
         token of its own: characters times length is the cost, about 2e10 a second on a server's core.
         """
-        if not self._is_spm or size <= CHEAP_TEXT_BYTES:
+        if not self._is_spm:
             return
         if self._single_characters is None:
             texts = (lib.llama_vocab_get_text(self._vocab, token) for token in range(self.size))

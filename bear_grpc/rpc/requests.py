@@ -27,6 +27,7 @@ from ..v1 import inference_service_pb2 as pb
 from .convert import Collector, enum_to_proto, overrides_from_proto, sampling_to_proto
 
 MAX_TEXT_BYTES = 2**20
+MAX_MESSAGES = 1024
 MAX_TAG_BYTES = 64
 MAX_N = 16
 MAX_TOP_LOGPROBS = 20
@@ -145,8 +146,8 @@ def input_from_proto(
 
 
 def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
-    if not chat.messages:
-        raise InvalidField("chat.messages", "must hold at least one message")
+    if not 1 <= len(chat.messages) <= MAX_MESSAGES:
+        raise InvalidField("chat.messages", f"must hold 1 to {MAX_MESSAGES}, has {len(chat.messages)}")
     wrong = Collector()
     turns, size = [], 0
     for place, message in enumerate(chat.messages):

@@ -211,7 +211,7 @@ class ChatInput(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages, oldest first; at least one."""
+        """The messages, oldest first; 1 to 1024."""
 
     @_builtins.property
     def template_kwargs(self) -> _struct_pb2.Struct:
