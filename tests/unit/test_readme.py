@@ -1,0 +1,52 @@
+"""The README says what there is: settings, commands and reasons."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bear_grpc.cli import app
+from bear_grpc.config import ServerConfig, load_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ServerConfig.__struct_fields__)
+def test_readme_names_every_setting(name: str) -> None:
+    assert f"`{name}`" in README or f"`{name}." in README
+
+
+@pytest.mark.parametrize(
+    "name", ["listen", "max_waiting_requests", "stall_timeout_s", "stop_grace_s", "log_level"]
+)
+def test_readme_tells_the_default_of_a_setting(name: str) -> None:
+    row = re.search(rf"^\| `{name}` \| `?([^|`]+)`? \|", README, re.MULTILINE)
+    assert row is not None
+    value = getattr(load_config(environ={}), name)
+    default = value[0] if isinstance(value, list) else value
+    told = row[1].strip()
+    assert told == str(default) or float(told) == default
+
+
+def test_readme_names_every_command() -> None:
+    row = re.search(r"`bear (serve · [^`]+)`", README)
+    assert row is not None
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    assert set(row[1].split(" · ")) == names
+
+
+def test_readme_links_lead_to_files() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_names_every_make_target_that_it_tells_of() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    told = set(re.findall(r"\bmake ([a-z-]+)", README))
+    assert told
+    assert told <= targets
