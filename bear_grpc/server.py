@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 EXIT_START = 1
 NICE_OF_SERVER = 10
+# What is left when every generation has ended: last statuses on their way, idle reflection streams.
+LAST_CALLS_S = 1.0
 
 SERVICES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -106,8 +108,8 @@ class Server:
                 raise ConfigError(f"listen: cannot bind {address} (in use, or not this machine's)") from exc
             is_socket = address.startswith("unix")
             self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
-        await self._server.start()
         await self.shelf.open()
+        await self._server.start()
         for name in self._config.load:
             await self.manager.load(name)
         await self.health.set_serving()
@@ -123,9 +125,11 @@ class Server:
         self._stopped = True
         self.manager.draining = True
         await self.health.withdraw()
-        self.shelf.feed.close()
-        await self._server.stop(self._config.stop_grace_s if grace_s is None else grace_s)
+        # The listener stays while streams finish: new calls are told DRAINING by a status.
+        await self.manager.drain(self._config.stop_grace_s if grace_s is None else grace_s)
         await self.manager.close()
+        self.shelf.feed.close()
+        await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
 

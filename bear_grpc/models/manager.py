@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import time
+from typing import TypeVar
 
 from ..errors import (
     BackendError,
@@ -27,6 +28,8 @@ from .entry import ModelEntry, header_of
 from .shelf import Shelf
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -89,8 +92,14 @@ class ModelManager:
                 raise ModelNotLoaded(entry.name)
             task = asyncio.create_task(self._unload(entry, drain_timeout_s))
             self._unloads[entry.name] = task
-            task.add_done_callback(lambda _: self._unloads.pop(entry.name))
+            task.add_done_callback(functools.partial(_forget, self._unloads, entry.name))
         return await asyncio.shield(task)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes nothing new and waits for what runs and waits, up to `timeout_s`."""
+        self.draining = True
+        ready = [entry.executor for entry in self._shelf.list() if entry.state is ModelState.READY]
+        await asyncio.gather(*(executor.drain(timeout_s) for executor in ready if executor is not None))
 
     async def close(self) -> None:
         """Ends every worker; nothing is loaded from now on."""
@@ -128,7 +137,7 @@ class ModelManager:
         return task
 
     def _load_done(self, entry: ModelEntry, task: asyncio.Task[None]) -> None:
-        del self._loads[entry.name]
+        _forget(self._loads, entry.name, task)
         error = task.exception()
         if error is not None:
             log.warning("loading %s failed: %s", entry.name, error)
@@ -175,7 +184,9 @@ class ModelManager:
     async def _unload(self, entry: ModelEntry, drain_timeout_s: float) -> Unloaded:
         executor = entry.executor
         if entry.state is ModelState.LOADING or executor is None:
-            task = self._loads[entry.name]
+            task = self._loads.get(entry.name)
+            if task is None:  # it has just failed or crashed
+                raise ModelNotLoaded(entry.name)
             task.cancel()
             await asyncio.wait([task])
             return Unloaded(0, 0)
@@ -192,3 +203,9 @@ class ModelManager:
     ) -> None:
         entry.move(state, reason, message)
         self._shelf.feed.publish(entry.status())
+
+
+def _forget(tasks: dict[str, asyncio.Task[T]], name: str, task: asyncio.Task[T]) -> None:
+    """Removes a task that is done, but not one that has taken its place meanwhile."""
+    if tasks.get(name) is task:
+        del tasks[name]

@@ -95,7 +95,8 @@ class Health:
         """All but liveness is NOT_SERVING, for good, and every watch ends."""
         for name in (*self._services, *self._models):
             self._changes.put_nowait((name, NOT_SERVING))
-        await self._changes.join()
+        if self._task is not None:
+            await self._changes.join()
         self.servicer.closed.set()
 
     async def close(self) -> None:
