@@ -32,7 +32,7 @@ class LlamaVocabulary:
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._single_characters: frozenset[str] | None = None
         self._control: frozenset[str] | None = None
-        self._eog: frozenset[int] | None = None
+        self._eog: tuple[int, ...] | None = None
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
@@ -106,15 +106,11 @@ class LlamaVocabulary:
             size = -length
 
     def is_eog(self, token: int) -> bool:
-        return token in self._eog_set()
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
 
     def eog_tokens(self) -> tuple[int, ...]:
-        return tuple(sorted(self._eog_set()))
-
-    def _eog_set(self) -> frozenset[int]:
         if self._eog is None:
-            is_eog = lib.llama_vocab_is_eog
-            self._eog = frozenset(token for token in range(self.size) if is_eog(self._vocab, token))
+            self._eog = tuple(token for token in range(self.size) if self.is_eog(token))
         return self._eog
 
     def control_texts(self) -> frozenset[str]:

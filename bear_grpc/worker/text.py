@@ -45,6 +45,11 @@ class Preparer:
         self._context_length = context_length
         self._template: ChatTemplate | None = None
 
+    def warm_up(self) -> None:
+        """Looks through the whole vocabulary once, so that no request has to wait for it."""
+        self._vocabulary.eog_tokens()
+        self._vocabulary.control_texts()
+
     def sequence(self, submit: Submit) -> Sequence:
         """The engine's form of a request. Raises InvalidField, ContextLengthExceeded."""
         tokens, _ = self.tokens(submit.input)
@@ -226,6 +231,7 @@ class TextThread(threading.Thread):
         return since is not None and time.monotonic() - since >= STUCK_S
 
     def run(self) -> None:
+        self._preparer.warm_up()
         while True:
             with self._changed:
                 while not self._jobs:
