@@ -84,8 +84,8 @@ def test_sequence_without_any_token_is_named(preparer):
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
-        (submit(TokensInput([1, VOCABULARY.size])), r"token_ids\[1\]"),
-        (submit(TokensInput([-1])), r"token_ids\[0\]"),
+        (submit(TokensInput([1, VOCABULARY.size])), r"token_ids\.ids\[1\]"),
+        (submit(TokensInput([-1])), r"token_ids\.ids\[0\]"),
         (submit(stop=StopParams(token_ids=(0, VOCABULARY.size))), r"stop\.token_ids\[1\]"),
         (submit(sampling=SamplingParams(logit_bias=((-1, 0.0),))), r"sampling\.logit_bias\[0\]"),
     ],
