@@ -61,6 +61,7 @@ USES_ENVIRONMENT = {
     "config.py": "it is the only reader of settings",
     "executor/spawner.py": "hands the server's environment on to workers, with its own values over it",
     "cli/session.py": "sets gRPC's log level, which is read when grpc is imported",
+    "cli/serve.py": "the same",
 }
 ONLY_IMPORTER_OF_LLAMA_CPP = "backend/native.py"
 # The native backend: only the worker may build it, and imports it inside a function.

@@ -18,6 +18,7 @@ from ..errors import (
     ModelAlreadyLoaded,
     ModelNotLoaded,
     ModelUnloaded,
+    WorkerCrashed,
 )
 from ..executor.executor import ExecutorLimits, ModelExecutor
 from ..executor.share import CpuShare
@@ -177,6 +178,8 @@ class ModelManager:
             log.exception("loading %s failed", entry.name)
             self._move(entry, ModelState.FAILED, StateReason.LOAD_FAILED, "internal error")
             raise BackendError("the load failed") from exc
+        if entry.state is not ModelState.LOADING:  # it died between its last word and this line
+            raise WorkerCrashed(entry.name, entry.message)
         entry.load_seconds = time.monotonic() - began
         self._move(entry, ModelState.READY)
         log.info("%s is ready after %.2f s", entry.name, entry.load_seconds)

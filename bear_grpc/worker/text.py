@@ -18,7 +18,7 @@ from ..backend.base import Vocabulary
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ContextLengthExceeded, ErrorRecord, InvalidField
-from ..protocol import MAX_FRAME_BYTES, Ended, Frame, Step, Submit, TextJob, TextResult
+from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
 from ..types import ChatInput, ChatTurn, GenerationInput, PromptInput, StopParams, TokensInput
 from .template import ChatTemplate
 
@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
 STUCK_S = 5.0
-# An answer must fit one frame.
-MAX_ANSWER_BYTES = MAX_FRAME_BYTES - 1024
+# An answer must fit one frame, and the 4 MiB that a gRPC client takes by default.
+MAX_ANSWER_BYTES = 4 * 2**20 - 2**16
+# Of a detokenized text, which is told as bytes and as text: a byte that is no text takes three there.
+MAX_RAW_BYTES = MAX_ANSWER_BYTES // 4
 _NO_CONTROL = "the text of a control token is not allowed here"
 
 
@@ -81,11 +83,15 @@ class Preparer:
             ids = job.token_ids or []
             self._check_ids("token_ids", ids)
             raw = b"".join(vocabulary.piece(token, special=job.include_special) for token in ids)
-            _check_size("token_ids", len(raw))
+            _check_size("token_ids", len(raw), MAX_RAW_BYTES)
             return TextResult(job.id, raw=raw)
         ids, rendered = self.tokens(job.input)
         pieces = [vocabulary.piece(token, special=True) for token in ids] if job.include_pieces else []
-        _check_size("input", 4 * len(ids) + sum(len(piece) + 5 for piece in pieces) + len(rendered.encode()))
+        _check_size(
+            "input",
+            4 * len(ids) + sum(len(piece) + 5 for piece in pieces) + len(rendered.encode()),
+            MAX_ANSWER_BYTES,
+        )
         return TextResult(job.id, ids=np.asarray(ids, "<i4").tobytes(), pieces=pieces, text=rendered)
 
     def tokens(self, source: GenerationInput) -> tuple[list[int], str]:
@@ -151,9 +157,9 @@ class Preparer:
                 raise InvalidField(f"{field}[{place}]", f"must be 0 to {size - 1}, is {token}")
 
 
-def _check_size(field: str, size: int) -> None:
-    if size > MAX_ANSWER_BYTES:
-        raise InvalidField(field, f"gives {size} bytes, the limit is {MAX_ANSWER_BYTES}")
+def _check_size(field: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidField(field, f"gives {size} bytes, the limit is {limit}")
 
 
 def _fenced(turn: ChatTurn, place: int, mark: str, controls: frozenset[str]) -> ChatTurn:

@@ -44,6 +44,10 @@ class RunningServer:
         self.api = Api(self.target, list(RECONNECT))
 
     async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         self.process = subprocess.Popen(
             self._command,
             env=self._environ,
@@ -53,7 +57,6 @@ class RunningServer:
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -86,6 +89,9 @@ class RunningServer:
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
+
+    def socket_exists(self) -> bool:
+        return Path(self.target.removeprefix("unix:")).exists()
 
     def errors(self) -> list[str]:
         """The lines of its log that are errors."""

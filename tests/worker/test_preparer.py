@@ -273,6 +273,7 @@ def test_answer_to_detokenize_names_a_bad_id(preparer):
 
 
 def test_answer_over_the_limit_is_refused_before_it_becomes_a_frame(preparer, monkeypatch):
+    monkeypatch.setattr(text, "MAX_RAW_BYTES", 100)
     monkeypatch.setattr(text, "MAX_ANSWER_BYTES", 100)
     with pytest.raises(InvalidField, match="the limit is 100"):
         preparer.answer(TextJob(3, PromptInput("x" * 26)))
