@@ -1,0 +1,61 @@
+"""`python -m benchmarks [BAR ...]`: measures, prints a report, ends with 1 if a limit does not hold."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import machine, report
+from benchmarks.bars import all_bars
+from benchmarks.cache import SetupError
+from benchmarks.measure import Plan, Row
+from benchmarks.others import QUIET_CORES
+
+
+def main() -> int:
+    bars = all_bars()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures the server against llama.cpp's own programs, on this machine, in one run. "
+        "Models and the peer's programs are made on first use, which takes minutes.",
+    )
+    parser.add_argument("bars", nargs="*", metavar="BAR", help=f"{', '.join(bars)}; without any, all of them")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: shows that it works, no figures")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measure so many times")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--list", action="store_true", help="list the bars and end")
+    options = parser.parse_args()
+    if options.list:
+        for bar in bars.values():
+            print(f"{bar.name:12} {bar.title}")
+        return 0
+    unknown = [name for name in options.bars if name not in bars]
+    if unknown:
+        parser.error(f"there is no bar {unknown[0]!r}: {', '.join(bars)}")
+    return measure(options.bars or list(bars), Plan(options.quick, options.rounds), options.json)
+
+
+def measure(names: list[str], plan: Plan, json_file: Path | None) -> int:
+    """Runs the bars in order; a bar that cannot be set up does not keep the others from running."""
+    bars = all_bars()
+    head = machine.describe()
+    rows: list[Row] = []
+    failed = False
+    for name in names:
+        try:
+            rows += bars[name].run(plan)
+        except SetupError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed = True
+    head["others"] = f"used up to {plan.others:.2f} cores during a measurement, {plan.repeated} were repeated"
+    if plan.others > QUIET_CORES:
+        head["others"] += ": THE MACHINE WAS NOT QUIET, do not trust the figures"
+    report.show(head, rows)
+    if json_file is not None:
+        report.write_json(json_file, head, rows)
+    return 1 if failed or any(row.limit is not None and not row.limit.holds for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
