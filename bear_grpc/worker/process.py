@@ -106,6 +106,7 @@ class Worker:
         """Owner thread: the model is loaded, requests may come from now on."""
         assert backend.options.context_length is not None
         preparer = Preparer(backend.vocabulary, backend.options.context_length)
+        preparer.warm_up()
         post = self._connection.post
         self._engine = engine
         self._text = TextThread(preparer, post=post, to_owner=self._ready_owner().put)

@@ -237,7 +237,6 @@ class TextThread(threading.Thread):
         return since is not None and time.monotonic() - since >= STUCK_S
 
     def run(self) -> None:
-        self._preparer.warm_up()
         while True:
             with self._changed:
                 while not self._jobs:
