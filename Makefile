@@ -56,7 +56,7 @@ test-typescript: install
 	@if [ ! -f $(TYPESCRIPT)/package.json ]; then echo "TypeScript client: not here"; \
 	elif ! command -v npm >/dev/null; then echo "TypeScript client: NOT TESTED, node and npm are missing"; \
 	else cd $(TYPESCRIPT) && { [ node_modules/.package-lock.json -nt package-lock.json ] || \
-	  npm ci --no-audit --no-fund --loglevel=error; } && npm test; fi
+	  npm ci --no-audit --no-fund --loglevel=error; } && npm run -s generate:check && npm test; fi
 
 test-slow: install  ## the slow tests: installation from the wheel, many processes, long runs
 	@$(PY) -m pytest -m slow $(ARGS)

@@ -106,7 +106,7 @@ export interface ChatMessage {
  * free for tools.
  */
 export interface ChatInput {
-  /** The messages, oldest first; at least one. */
+  /** The messages, oldest first; 1 to 1024. */
   messages: ChatMessage[];
   /**
    * Whether the template opens the assistant's turn at the end.
