@@ -36,13 +36,17 @@ def draw(ids: Ids, logits: Logits, at: float) -> int:
 
 
 def is_plain_greedy(params: SamplingParams) -> bool:
-    """Whether the raw logits' maximum is the answer, without any filter."""
-    return params.temperature == 0 and not params.uses_penalties and not params.logit_bias
+    """Whether the maximum of the logits and their biases is the answer, without any filter."""
+    return params.temperature == 0 and not params.uses_penalties
 
 
 def choose(params: SamplingParams, sampler: Sampler | None, logits: Logits, position: int) -> int:
     """The next token at `position` of its sequence. `sampler` is None for plain greedy."""
     if sampler is None:
+        if params.logit_bias:
+            logits = logits.copy()
+            for token, bias in params.logit_bias:
+                logits[token] += bias
         return int(logits.argmax())
     ids, changed = sampler.candidates(logits)
     if params.temperature == 0:

@@ -115,11 +115,11 @@ def test_draw_known_distribution_is_met():
         (SamplingParams(temperature=0, repetition_penalty=1.1), False),
         (SamplingParams(temperature=0, repetition_penalty=1, frequency_penalty=0.1), False),
         (SamplingParams(temperature=0, repetition_penalty=1, presence_penalty=-0.1), False),
-        (SamplingParams(temperature=0, repetition_penalty=1, logit_bias=((1, 1.0),)), False),
+        (SamplingParams(temperature=0, repetition_penalty=1, logit_bias=((1, 1.0),)), True),
         (SamplingParams(temperature=0.1, repetition_penalty=1), False),
     ],
 )
-def test_plain_greedy_holds_only_when_nothing_changes_the_logits(params, plain):
+def test_plain_greedy_holds_only_without_filters(params, plain):
     assert sampling.is_plain_greedy(params) is plain
 
 
@@ -128,10 +128,18 @@ def test_choose_without_sampler_takes_the_maximum():
     assert sampling.choose(SamplingParams(temperature=0), None, logits, 0) == 1
 
 
-def test_choose_greedy_with_bias_takes_the_changed_maximum():
-    params = SamplingParams(temperature=0, repetition_penalty=1, logit_bias=((2, 5.0),))
+@pytest.mark.parametrize("with_sampler", [True, False])
+def test_choose_greedy_with_bias_takes_the_changed_maximum(with_sampler):
+    params = SamplingParams(temperature=0, repetition_penalty=1, logit_bias=((2, 1.0), (2, 0.5), (0, -1.0)))
     logits = np.asarray([1, 3, 2], np.float32)
-    assert sampling.choose(params, FakeSampler(params), logits, 0) == 2
+    sampler = FakeSampler(params) if with_sampler else None
+    assert sampling.choose(params, sampler, logits, 0) == 2
+    assert logits.tolist() == [1, 3, 2]
+
+
+def test_choose_greedy_never_takes_a_token_that_is_ruled_out():
+    params = SamplingParams(temperature=0, repetition_penalty=1, logit_bias=((1, float("-inf")),))
+    assert sampling.choose(params, None, np.asarray([1, 3, 2], np.float32), 0) == 2
 
 
 def test_choose_same_seed_and_position_draw_the_same_whatever_came_before():
