@@ -16,7 +16,15 @@ BEAR = (sys.executable, "-m", "bear_grpc.cli")
 
 
 @pytest.fixture
-def answering(server: FakeServer) -> Iterator[subprocess.Popen[bytes]]:
+def heard_sigint() -> Iterator[None]:
+    """Children get SIGINT's default even if these tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def answering(server: FakeServer, heard_sigint: None) -> Iterator[subprocess.Popen[bytes]]:
     """A `bear run` in the middle of an answer that does not end by itself."""
     server.endless = True
     process = subprocess.Popen(
