@@ -83,7 +83,8 @@ class ModelExecutor:
         self._idle.set()
         self._link: WorkerLink | None = None
         self._ready: asyncio.Future[Ready] | None = None
-        self._stopping = False
+        self._refusing = False  # takes nothing new
+        self._stopping = False  # its end is asked for: whatever ends it is no crash
 
     @property
     def pid(self) -> int:
@@ -138,11 +139,11 @@ class ModelExecutor:
             raise QueueFull(self.name, self._limits.max_waiting)
         received = time.monotonic() if received_s is None else received_s
         generation = Generation(next(self._ids), received, link.send)
+        link.send(Submit(generation.id, source, sampling, stop, received, want_tokens))
         self._generations[generation.id] = generation
         if self._idle.is_set():
             self._idle.clear()
             self._share.set_busy(self, True)
-        link.send(Submit(generation.id, source, sampling, stop, received, want_tokens))
         return generation
 
     async def text(
@@ -171,7 +172,7 @@ class ModelExecutor:
 
     async def drain(self, timeout_s: float) -> int:
         """Takes nothing new and waits for what runs; gives how many were left at the end."""
-        self._stopping = True
+        self._refusing = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -193,7 +194,7 @@ class ModelExecutor:
             await self._link.gone.wait()
 
     def _live_link(self) -> WorkerLink:
-        if self._stopping or self._link is None:
+        if self._refusing or self._stopping or self._link is None:
             raise ModelUnloaded(self.name)
         return self._link
 

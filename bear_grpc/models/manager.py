@@ -99,12 +99,20 @@ class ModelManager:
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new and waits for what runs and waits, up to `timeout_s`."""
         self.draining = True
-        ready = [entry.executor for entry in self._shelf.list() if entry.state is ModelState.READY]
-        await asyncio.gather(*(executor.drain(timeout_s) for executor in ready if executor is not None))
+        busy = [
+            entry.executor
+            for entry in self._shelf.list()
+            if entry.state in (ModelState.READY, ModelState.UNLOADING) and entry.executor is not None
+        ]
+        await asyncio.gather(*(executor.drain(timeout_s) for executor in busy))
 
     async def close(self) -> None:
         """Ends every worker; nothing is loaded from now on."""
         self.draining = True
+        for entry in self._shelf.list():
+            if entry.state is ModelState.UNLOADING and entry.executor is not None:
+                # Its drain may have hours left: what it waits for ends here.
+                await entry.executor.stop()
         busy = [entry.name for entry in self._shelf.list() if entry.executor is not None]
         await asyncio.gather(*(self.unload(name, 0.0) for name in busy), return_exceptions=True)
 
@@ -151,7 +159,8 @@ class ModelManager:
             self._shelf.feed.publish(entry.status())
 
         def on_crash(how: str) -> None:
-            self._move(entry, ModelState.FAILED, StateReason.WORKER_CRASHED, f"the worker ended: {how}")
+            if entry.state is not ModelState.UNLOADING:  # an unload ends as it would have
+                self._move(entry, ModelState.FAILED, StateReason.WORKER_CRASHED, f"the worker ended: {how}")
 
         entry.executor = executor = ModelExecutor(
             entry.name,

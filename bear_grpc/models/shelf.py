@@ -10,6 +10,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from ..config import ModelConfig
 from ..errors import (
     BackendError,
@@ -31,6 +33,7 @@ from .registry import Registration, Registry
 log = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 128
+MAX_PROBES = 2
 _HASH_CHUNK_BYTES = 4 * 2**20
 
 
@@ -51,6 +54,11 @@ class Shelf:
         self._registry = registry
         self._configured = configured or {}
         self._entries: dict[str, ModelEntry] = {}
+        # As they were asked for: the server's configuration over them is not written back.
+        self._registrations: dict[str, Registration] = {}
+        # One file at a time, and few probes: both take a core, and threads that others wait for.
+        self._hash_turn = asyncio.Semaphore(1)
+        self._probe_turn = asyncio.Semaphore(MAX_PROBES)
         self._hashing: set[asyncio.Task[None]] = set()
         self._closing = threading.Event()
         # What is on the disk follows what is in memory, one change after the other.
@@ -66,6 +74,7 @@ class Shelf:
             if self._owner_of(registration.name) is not None:
                 log.warning("registration %s is left out: the name is taken", registration.name)
                 continue
+            self._registrations[registration.name] = registration
             await self._add(_entry_of(registration))
         unknown = [name for name in self._configured if name not in self._entries]
         if unknown:
@@ -94,15 +103,18 @@ class Shelf:
         self._check_free(registration)
         path = await asyncio.to_thread(self.resolve, registration.path)
         header = await asyncio.to_thread(header_of, path)
-        await probe(self._spawner, path)
+        async with self._probe_turn:
+            await probe(self._spawner, path)
         self._check_free(registration)
+        registration = msgspec.structs.replace(registration, path=str(path))
         entry = _entry_of(registration)
-        entry.path, entry.header = path, header
+        entry.header = header
+        self._registrations[entry.name] = registration
         await self._add(entry)
         try:
             await self._write(entry)
         except OSError as exc:
-            del self._entries[entry.name]
+            del self._entries[entry.name], self._registrations[entry.name]
             raise BackendError(f"the registration cannot be written ({exc.strerror})") from exc
         return entry
 
@@ -116,7 +128,7 @@ class Shelf:
             raise InvalidField("name", f"{name!r} ships with the server and stays")
         if entry.executor is not None:
             raise ModelInUse(name)
-        del self._entries[name]
+        del self._entries[name], self._registrations[name]
         if entry.state is not ModelState.ABSENT:
             entry.move(ModelState.ABSENT)
         async with self._writing:
@@ -176,17 +188,23 @@ class Shelf:
         self.feed.publish(entry.status())
 
     async def _hash(self, entry: ModelEntry) -> None:
-        digest = await asyncio.to_thread(_sha256, entry.path, self._closing)
+        async with self._hash_turn:
+            digest = await asyncio.to_thread(_sha256, entry.path, self._closing)
         if digest:
             entry.sha256 = digest
             if not entry.is_embedded:
-                await self._write(entry)
+                try:
+                    await self._write(entry)
+                except OSError as exc:
+                    log.warning("the checksum of %s is not kept: %s", entry.name, exc.strerror)
 
     async def _write(self, entry: ModelEntry) -> None:
         """Puts a registration on the disk, unless the model has been forgotten meanwhile."""
         async with self._writing:
             if self._entries.get(entry.name) is entry:
-                await asyncio.to_thread(self._registry.write, _registration_of(entry))
+                registration = self._registrations[entry.name]
+                registration = msgspec.structs.replace(registration, sha256=entry.sha256)
+                await asyncio.to_thread(self._registry.write, registration)
 
 
 def _over(own: GenerationDefaults, base: GenerationDefaults) -> GenerationDefaults:
@@ -203,12 +221,6 @@ def _entry_of(registration: Registration) -> ModelEntry:
         defaults=registration.defaults,
         load_options=registration.load_options,
         sha256=registration.sha256,
-    )
-
-
-def _registration_of(entry: ModelEntry) -> Registration:
-    return Registration(
-        entry.name, str(entry.path), list(entry.aliases), entry.defaults, entry.load_options, entry.sha256
     )
 
 
