@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import platformdirs
@@ -45,6 +45,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models_dir: Path = Path()
     allow_path: list[Path] = []
     max_waiting_requests: int = 512
+    prefix_sharing: Literal["tenant", "all", "off"] = "tenant"
+    step_target_ms: float = 0.0  # 0: chosen from the measured step times
     stall_timeout_s: float = 30.0
     stop_grace_s: float = 30.0
     reflection: bool | None = None
@@ -57,8 +59,9 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("max_waiting_requests", "stall_timeout_s"):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
-        if not self.stop_grace_s >= 0:
-            raise ConfigError(f"stop_grace_s: must be 0 or more, is {self.stop_grace_s}")
+        for name in ("stop_grace_s", "step_target_ms"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: must be 0 or more, is {getattr(self, name)}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
         for name, model in self.models.items():

@@ -3,7 +3,8 @@
     BearError
     ├── InvalidRequest                 the caller's input is wrong
     │   ├── InvalidField               one or more fields, each named
-    │   └── ContextLengthExceeded
+    │   ├── ContextLengthExceeded
+    │   └── GrammarInvalid             a constraint that does not compile
     ├── NotFound
     │   ├── ModelNotFound
     │   └── ModelFileNotFound
@@ -14,12 +15,14 @@
     │   ├── ModelExists
     │   ├── ModelFileInvalid
     │   ├── RequestIdInUse
-    │   └── LoadConflict
+    │   ├── LoadConflict
+    │   └── ConstraintDeadEnd          no token goes on from the text so far
     ├── Refused                        not allowed here
     │   └── PathNotAllowed
     ├── Exhausted                      too much of something
     │   ├── QueueFull
     │   ├── SlowConsumer
+    │   ├── ConstraintTooCostly
     │   └── InsufficientMemory
     ├── NotReady                       try again later
     │   ├── Draining
@@ -127,6 +130,15 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class GrammarInvalid(InvalidRequest):
+    """A constraint does not compile; `problem` is the compiler's message."""
+
+    reason = "GRAMMAR_INVALID"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the constraint does not compile: {problem}")
+
+
 class NotFound(BearError):
     """Something named in the request does not exist."""
 
@@ -231,6 +243,15 @@ class LoadConflict(Conflict):
         super().__init__(f"{name!r} {what}", metadata={"model": name}, retry_after_s=1.0)
 
 
+class ConstraintDeadEnd(Conflict):
+    """No token of the vocabulary goes on from the text so far within the constraint."""
+
+    reason = "CONSTRAINT_DEAD_END"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the constraint has no way on: {problem}")
+
+
 class Refused(BearError):
     """The server's configuration does not allow it."""
 
@@ -274,6 +295,15 @@ class SlowConsumer(Exhausted):
             f"the stream was not read for {stalled_s:.0f} s",
             metadata={"stalled_seconds": f"{stalled_s:.1f}"},
         )
+
+
+class ConstraintTooCostly(Exhausted):
+    """A token of a constraint takes more work than a step may."""
+
+    reason = "CONSTRAINT_TOO_COSTLY"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the constraint costs too much per token: {problem}")
 
 
 class InsufficientMemory(Exhausted):

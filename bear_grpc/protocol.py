@@ -14,12 +14,16 @@ import msgspec
 
 from .errors import ErrorRecord
 from .types import (
+    Constraint,
+    CostTable,
     EngineStats,
     FinishReason,
     GenerationInput,
     LoadOptions,
     LoadStage,
     ModelInfo,
+    OutputParams,
+    OverflowPolicy,
     SamplingParams,
     StopCause,
     StopParams,
@@ -47,17 +51,27 @@ class Load(Frame, frozen=True):
     options: LoadOptions
     cores: int
     stall_timeout_s: float = 30.0
+    step_target_s: float = 0.0  # 0: chosen from the measured step times
+    share_prefixes: bool = True
+    cost_tables: list[CostTable] = []
 
 
 class Submit(Frame, frozen=True):
-    """A generation. `id` is unique in the worker's life; `received_s` is CLOCK_MONOTONIC."""
+    """A generation of `n` sequences, with ids from `id` on that are unique in the worker's life.
+
+    `received_s` is CLOCK_MONOTONIC. Prefixes are shared between submits of equal `scope`.
+    """
 
     id: int
     input: GenerationInput
     sampling: SamplingParams
     stop: StopParams
     received_s: float
-    want_tokens: bool = False
+    n: int = 1
+    output: OutputParams = OutputParams()
+    constraint: Constraint | None = None
+    overflow: OverflowPolicy = OverflowPolicy.ERROR
+    scope: str = ""
     credit: int = INITIAL_CREDIT_TOKENS
 
 
@@ -125,19 +139,38 @@ class Failed(Frame, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """A sequence has a slot; nothing of its prompt need be asked again."""
+    """A sequence has been taken up; told once, before anything else of it."""
 
     id: int
     prompt_tokens: int
     cached_tokens: int
     max_tokens: int
+    truncated_tokens: int = 0
 
 
-class Token(msgspec.Struct, frozen=True):
-    """A token and its bytes."""
+class Prefilled(msgspec.Struct, frozen=True, tag=True):
+    """So many prompt tokens are in the KV cache, of `total`."""
+
+    id: int
+    done: int
+    total: int
+
+
+class TopToken(msgspec.Struct, frozen=True):
+    """One of the most likely tokens at a position."""
 
     id: int
     piece: bytes
+    logprob: float
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token and its bytes; log probabilities of the raw distribution if asked for."""
+
+    id: int
+    piece: bytes
+    logprob: float | None = None
+    top: list[TopToken] = []
 
 
 class Delta(msgspec.Struct, frozen=True, tag=True):
@@ -150,13 +183,17 @@ class Delta(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """A sequence has ended with a finish reason; the last event of its id."""
+    """A sequence has ended with a finish reason; the last event of its id.
+
+    `satisfied` tells whether the text is a complete one of its constraint; None without one.
+    """
 
     id: int
     reason: FinishReason
     cause: StopCause | None
     usage: Usage
     timings: Timings
+    satisfied: bool | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
@@ -166,7 +203,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     error: ErrorRecord | None = None
 
 
-SequenceEvent = Started | Delta | Finished | Ended
+SequenceEvent = Started | Prefilled | Delta | Finished | Ended
 
 
 class Step(Frame, frozen=True):
@@ -185,6 +222,12 @@ class TextResult(Frame, frozen=True):
     text: str = ""
     raw: bytes = b""
     error: ErrorRecord | None = None
+
+
+class Costs(Frame, frozen=True):
+    """Step times as they are known now, for the next load."""
+
+    tables: list[CostTable]
 
 
 class Heartbeat(Frame, frozen=True):
@@ -214,7 +257,7 @@ class ProbeResult(Frame, frozen=True):
 
 
 ToWorker = Load | Submit | Cancel | Credit | TextJob | Share | Stop | Probe
-ToServer = Progress | Ready | Failed | Step | TextResult | Heartbeat | ProbeResult
+ToServer = Progress | Ready | Failed | Step | TextResult | Costs | Heartbeat | ProbeResult
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -16,6 +16,7 @@ from .config import ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.executor import ExecutorLimits
 from .executor.spawner import Spawner
+from .models.costs import CostStore
 from .models.manager import ModelManager
 from .models.registry import Registry
 from .models.shelf import Shelf
@@ -67,21 +68,28 @@ class Server:
         self._config = config
         self._stopped = False
         self.addresses: list[str] = []
+        costs = CostStore(config.models_dir / "costs")
         self.shelf = Shelf(
             spawner=spawner,
             registry=Registry(config.models_dir / "registered"),
+            costs=costs,
             allowed_roots=[config.models_dir, *config.allow_path],
             configured=config.models,
         )
-        limits = ExecutorLimits(config.max_waiting_requests, config.stall_timeout_s)
-        self.manager = ModelManager(self.shelf, spawner=spawner, limits=limits, cores=cores)
+        limits = ExecutorLimits(
+            max_waiting=config.max_waiting_requests,
+            stall_timeout_s=config.stall_timeout_s,
+            step_target_s=config.step_target_ms / 1000,
+            share_prefixes=config.prefix_sharing != "off",
+        )
+        self.manager = ModelManager(self.shelf, spawner=spawner, costs=costs, limits=limits, cores=cores)
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self._server = grpc.aio.server(options=OPTIONS)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager), self._server
         )
-        inference = InferenceServicer(self.shelf, self.manager)
+        inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         about = ServerServicer(self.shelf, spawner, config, cores)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import machine, pictures, report
 from benchmarks.bars import all_bars
 from benchmarks.cache import SetupError
-from benchmarks.measure import Plan, Row
+from benchmarks.measure import Curve, Plan, Row
 from benchmarks.others import QUIET_CORES
 
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: shows that it works, no figures")
     parser.add_argument("--rounds", type=int, metavar="N", help="measure so many times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the pictures, as SVG")
     parser.add_argument("--list", action="store_true", help="list the bars and end")
     options = parser.parse_args()
     if options.list:
@@ -33,18 +35,23 @@ def main() -> int:
     unknown = [name for name in options.bars if name not in bars]
     if unknown:
         parser.error(f"there is no bar {unknown[0]!r}: {', '.join(bars)}")
-    return measure(options.bars or list(bars), Plan(options.quick, options.rounds), options.json)
+    # Servers and clients end with the blocks that hold them: a signal must leave those blocks.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    plan = Plan(options.quick, options.rounds)
+    return measure(options.bars or list(bars), plan, options.json, options.pictures)
 
 
-def measure(names: list[str], plan: Plan, json_file: Path | None) -> int:
+def measure(names: list[str], plan: Plan, json_file: Path | None, folder: Path | None) -> int:
     """Runs the bars in order; a bar that cannot be set up does not keep the others from running."""
     bars = all_bars()
     head = machine.describe()
     rows: list[Row] = []
+    curves: list[Curve] = []
     failed = False
     for name in names:
         try:
-            rows += bars[name].run(plan)
+            for result in bars[name].run(plan):
+                rows.append(result) if isinstance(result, Row) else curves.append(result)
         except SetupError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             failed = True
@@ -53,7 +60,9 @@ def measure(names: list[str], plan: Plan, json_file: Path | None) -> int:
         head["others"] += ": THE MACHINE WAS NOT QUIET, do not trust the figures"
     report.show(head, rows)
     if json_file is not None:
-        report.write_json(json_file, head, rows)
+        report.write_json(json_file, head, rows, curves)
+    if folder is not None:
+        pictures.draw([curve.to_json() for curve in curves], folder)
     return 1 if failed or any(row.limit is not None and not row.limit.holds for row in rows) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from benchmarks.others import QUIET_CORES, Others, wait_until_quiet
 
 ATTEMPTS = 4
+QUICK_MODEL = "small"
 
 T = TypeVar("T")
 
@@ -71,6 +73,25 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One line, or one cloud of points, of a picture that a bar draws. `pictures` knows the pictures."""
+
+    picture: str
+    name: str
+    points: Sequence[tuple[float, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "picture": self.picture,
+            "name": self.name,
+            "points": [[round(x, 4), round(y, 4)] for x, y in self.points],
+        }
+
+
+Result = Row | Curve
+
+
 @dataclass
 class Plan:
     """How much is measured, as asked for on the command line; and how quiet the machine was meanwhile."""
@@ -83,8 +104,17 @@ class Plan:
     def count(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 
+    def model(self, full: str) -> str:
+        """The model to measure with: a small one if it is to be quick."""
+        return QUICK_MODEL if self.quick else full
+
     def rounds_of(self, full: int, quick: int = 1) -> int:
         return self.rounds or self.count(full, quick)
+
+    def settle(self) -> None:
+        """Waits until the machine is quiet, for what is not repeated: a load at which a server measures."""
+        if not self.quick:
+            wait_until_quiet()
 
     def undisturbed(self, measure: Callable[[], T]) -> T:
         """Measures when the machine is quiet, and again if it was not quiet until the end.
@@ -93,8 +123,7 @@ class Plan:
         """
         attempts: list[tuple[float, T]] = []
         for _ in range(1 if self.quick else ATTEMPTS):
-            if not self.quick:
-                wait_until_quiet()
+            self.settle()
             watch = Others()
             value = measure()
             attempts.append((watch.cores(), value))
@@ -110,8 +139,15 @@ def at_least(ours: Series, peer: Series, ratio: float) -> Limit:
     return Limit(f"≥ {ratio:g} x", ours.median >= ratio * peer.median)
 
 
-def within(ours: Series, peer: Series, part: float) -> Limit:
-    return Limit(f"± {part:.0%}", abs(ours.median / peer.median - 1) <= part)
+def at_most_of(ours: Series, peer: Series, ratio: float) -> Limit:
+    """No more than a part of the peer's, median by median."""
+    return Limit(f"≤ {ratio:g} x", ours.median <= ratio * peer.median)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least so many percent of the values do not exceed (nearest rank)."""
+    rank = math.ceil(percent / 100 * len(values))
+    return sorted(values)[max(rank, 1) - 1]
 
 
 def at_most(ours: Series, value: float, text: str | None = None) -> Limit:

@@ -59,6 +59,10 @@ class Shape:
 SHAPES = {
     # TinyLlama-1.1B's: 636 MiB.
     "tinyllama": Shape(2048, 22, 32, 4, 5632, 32_000, 2048, LlamaFileType.MOSTLY_Q4_K_M),
+    # A twentieth of it: 58 MiB, for what is about order and not about speed, and for quick runs.
+    "small": Shape(512, 8, 8, 4, 1408, 32_000, 2048, LlamaFileType.MOSTLY_Q8_0),
+    # Hardly any work in a step but the vocabulary's: shows what a server costs by itself. 4 MiB.
+    "micro": Shape(64, 2, 2, 2, 192, 32_000, 2048, LlamaFileType.MOSTLY_Q8_0),
 }
 
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Row
+from benchmarks.measure import Curve, Row
 
 # A report in a file or a pipe has no terminal to fit into.
 WIDTH_WITHOUT_TERMINAL = 150
@@ -42,6 +42,7 @@ def show(head: Mapping[str, str], rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def write_json(path: Path, head: Mapping[str, str], rows: Sequence[Row]) -> None:
-    content = {**head, "rows": [row.to_json() for row in rows]}
+def write_json(path: Path, head: Mapping[str, str], rows: Sequence[Row], curves: Sequence[Curve]) -> None:
+    lines = {"rows": [row.to_json() for row in rows], "curves": [curve.to_json() for curve in curves]}
+    content = {**head, **lines}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,11 +20,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bear_grpc.client import Client
+from bear_grpc.v1.types_pb2 import ModelStatus
 from benchmarks.cache import SetupError
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
-CHECKSUM_TIMEOUT_S = 30.0
+CHECKSUM_TIMEOUT_S = 60.0
 POLL_S = 0.002
 
 
@@ -83,11 +84,22 @@ def wait_until_serving(server: Bear) -> float:
 
 
 def register(client: Client, name: str, file: Path) -> None:
-    """Registers a model, and waits for the checksum that is computed of it: not while we measure."""
+    """Registers a model, and waits for the checksum that is computed of it: not while we measure.
+
+    Raises:
+        SetupError: no checksum comes.
+    """
     client.register_model(name, str(file))
     deadline = time.monotonic() + CHECKSUM_TIMEOUT_S
-    while not client.get_model(name).model.sha256 and time.monotonic() < deadline:
+    while not client.get_model(name).model.sha256:
+        if time.monotonic() > deadline:
+            raise SetupError(f"{name} has no checksum after {CHECKSUM_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
+
+
+def held_tokens(found: ModelStatus) -> int:
+    """Tokens in the KV cache that belong to a request; not those of prefixes that are kept for later ones."""
+    return found.kv_cache_used_token_count - found.kv_cache_idle_token_count
 
 
 @dataclass(frozen=True)

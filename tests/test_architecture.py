@@ -13,6 +13,8 @@ import bear_grpc
 
 PACKAGE = Path(bear_grpc.__file__).parent
 MAX_LINES = 400
+# A catalog is read by looking something up.
+MAY_BE_LONGER = {"errors.py": 600}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
 SERVER_SIDE = {"rpc", "executor", "models", "server"}
@@ -63,9 +65,9 @@ USES_ENVIRONMENT = {
     "cli/session.py": "sets gRPC's log level, which is read when grpc is imported",
     "cli/serve.py": "the same",
 }
-ONLY_IMPORTER_OF_LLAMA_CPP = "backend/native.py"
+ONLY_IMPORTERS = {"llama_cpp": "backend/native.py", "llguidance": "backend/constraint.py"}
 # The native backend: only the worker may build it, and imports it inside a function.
-NATIVE = {"backend.native", "backend.llama", "backend.sampler", "backend.vocabulary"}
+NATIVE = {"backend.native", "backend.llama", "backend.memory", "backend.sampler", "backend.vocabulary"}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -133,9 +135,10 @@ def test_imports_of_other_packages_stay_where_they_belong(path):
 
 
 @EVERY_MODULE
-def test_llama_cpp_is_imported_in_one_module_only(path):
-    named = any(name.split(".")[0] == "llama_cpp" for name in imports(path))
-    assert named == (path == ONLY_IMPORTER_OF_LLAMA_CPP)
+@pytest.mark.parametrize("package", ONLY_IMPORTERS)
+def test_native_library_is_imported_in_one_module_only(package, path):
+    named = any(name.split(".")[0] == package for name in imports(path))
+    assert named == (path == ONLY_IMPORTERS[package])
 
 
 @EVERY_MODULE
@@ -181,7 +184,7 @@ def test_print_is_called_by_the_command_line_only(path):
 
 @EVERY_MODULE
 def test_module_is_short(path):
-    assert len((PACKAGE / path).read_text().splitlines()) <= MAX_LINES
+    assert len((PACKAGE / path).read_text().splitlines()) <= MAY_BE_LONGER.get(path, MAX_LINES)
 
 
 @EVERY_MODULE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import LoadOptions, ModelInfo, SamplingParams
+from ..types import Constraint, LoadOptions, ModelInfo, SamplingParams
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -44,10 +45,13 @@ class Batch:
         """Starts a new step."""
         self.size = 0
 
-    def extend(self, sequence_id: int, start: int, tokens: Sequence[int], wants_logits: bool) -> int:
+    def extend(
+        self, sequence_id: int, start: int, tokens: Sequence[int], wants_logits: bool, *, every: bool = False
+    ) -> int:
         """Adds `tokens` at positions from `start` on; gives the row of the last one.
 
-        Raises IndexError past the capacity: llama.cpp would abort the process.
+        `wants_logits` is about the last one, `every` about all of them. Raises
+        IndexError past the capacity: llama.cpp would abort the process.
         """
         first, last = self.size, self.size + len(tokens)
         if last > self.capacity:
@@ -55,8 +59,8 @@ class Batch:
         self.tokens[first:last] = tokens
         self.positions[first:last] = range(start, start + len(tokens))
         self.sequence_ids[first:last] = sequence_id
-        self.outputs[first:last] = 0
-        self.outputs[last - 1] = wants_logits
+        self.outputs[first:last] = every
+        self.outputs[last - 1] = wants_logits or every
         self.size = last
         return last - 1
 
@@ -64,8 +68,12 @@ class Batch:
 class Sampler(Protocol):
     """The filters of one sequence. Owner thread only."""
 
-    def candidates(self, logits: Logits) -> tuple[Ids, Logits]:
-        """Tokens that may be drawn and their changed logits, each (n_candidates,)."""
+    def candidates(self, logits: Logits, *, xtc: bool = False) -> tuple[Ids, Logits]:
+        """Tokens that may be drawn and their changed logits, each (n_candidates,).
+
+        `logits` is not changed. `xtc` says whether XTC works this time. With
+        mirostat the filters after temperature are left out.
+        """
 
     def accept(self, token: int) -> None:
         """Counts a token as seen, of the prompt or drawn."""
@@ -74,11 +82,37 @@ class Sampler(Protocol):
         """Frees it; it is not used afterwards."""
 
 
+class Matcher(Protocol):
+    """A compiled constraint and how far one sequence's text is in it. One thread at a time."""
+
+    def allows(self, token: int) -> bool:
+        """Whether the token may come next. An end-of-generation token may where the text is complete."""
+
+    def mask(self, logits: Logits) -> Logits:
+        """(n_vocab,) copy of `logits` in which every token that may not come next is -inf.
+
+        Raises ConstraintDeadEnd if none may, ConstraintTooCostly.
+        """
+
+    def accept(self, token: int) -> None:
+        """Goes on by a token that `allows` or `mask` has allowed. Raises ConstraintTooCostly."""
+
+    def is_satisfied(self) -> bool:
+        """Whether the text so far is a complete one."""
+
+    def is_finished(self) -> bool:
+        """Whether the text is complete and nothing may follow it."""
+
+    def copy(self) -> Matcher:
+        """Another one that stands where this one stands."""
+
+
 class Vocabulary(Protocol):
     """Tokens and text. Safe from every thread."""
 
     size: int
     adds_space_prefix: bool
+    bos_token: int  # -1 if there is none
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of the text. Raises InvalidField when it cannot be tokenized."""
@@ -101,6 +135,25 @@ class Vocabulary(Protocol):
     def chat_template(self) -> str | None:
         """The model's Jinja template."""
 
+    def compile(self, constraint: Constraint) -> Matcher:
+        """A matcher at the beginning of a text. Raises GrammarInvalid."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KvTraits:
+    """What the KV cache of a backend is and can do.
+
+    `sequence_ids` is how many there are, from 0 on. `pool_tokens` is the room
+    of all of them together where `unified`, else each has an equal part of it.
+    Without `can_cut` a sequence can be removed only whole (recurrent models),
+    and copied only at its full length.
+    """
+
+    sequence_ids: int
+    pool_tokens: int
+    unified: bool
+    can_cut: bool
+
 
 class Backend(Protocol):
     """A loaded model with its context. Owner thread only, except where told."""
@@ -108,6 +161,8 @@ class Backend(Protocol):
     info: ModelInfo
     options: LoadOptions
     kv_cache_bytes: int
+    kv: KvTraits
+    max_outputs: int  # rows with logits that one step may have
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -127,6 +182,19 @@ class Backend(Protocol):
 
     def kv_remove(self, sequence_id: int, start: int) -> bool:
         """Removes positions from `start` on; False if the model cannot cut there."""
+
+    def kv_copy(self, source: int, target: int, length: int) -> bool:
+        """Gives the empty sequence `target` the first `length` tokens of `source`.
+
+        Unified: they share the room. False, and nothing is changed, if the
+        model cannot copy there or there is no room.
+        """
+
+    def kv_save(self, sequence_id: int) -> bytes:
+        """All of a sequence's state, for `kv_restore` of this backend; empty if it has none."""
+
+    def kv_restore(self, sequence_id: int, data: bytes) -> bool:
+        """Gives an empty sequence the state from `kv_save`; False, and it is empty, without room."""
 
     def set_threads(self, threads: int) -> None:
         """CPU threads from the next step on."""

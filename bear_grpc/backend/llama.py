@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineStartFailed, InvalidField, ModelFileInvalid, ModelFileNotFound
-from ..types import DEFAULT_CONTEXT_LENGTH, KvCacheType, LoadOptions, LoadStage, ModelInfo, SamplingParams
-from .base import Batch, Logits, Outcome
+from ..errors import EngineStartFailed, ModelFileInvalid, ModelFileNotFound
+from ..types import KvCacheType, LoadOptions, LoadStage, ModelInfo, SamplingParams
+from . import host
+from .base import Batch, KvTraits, Logits, Outcome
+from .memory import LlamaMemory
 from .native import bind_logits, lib, meta, native_log
+from .options import PROMPT_OUTPUTS, Situation, choose, sequence_ids
 from .sampler import Candidates, LlamaSampler
 from .vocabulary import LlamaVocabulary
 
@@ -130,39 +133,28 @@ class LlamaBackend:
         return -1 if lib.llama_supports_gpu_offload() else 0
 
     def _effective(self, asked: LoadOptions, cores: int) -> LoadOptions:
-        train = self.info.context_length_train
-        if asked.context_length is not None and asked.context_length > train:
-            limit = f"must be 1 to {train}, the model's own context; is {asked.context_length}"
-            raise InvalidField("options.context_length", limit)
-        base = LoadOptions(
-            context_length=min(DEFAULT_CONTEXT_LENGTH, train),
-            max_sequences=1,
+        """The options in force. A state of recurrent models is too big to be kept beyond what runs."""
+        situation = Situation(
+            context_length_train=self.info.context_length_train,
+            cores=cores,
             gpu_layers=self._gpu_layers(asked),
-            threads=cores,
-            batch_tokens=512,
-            kv_cache_type=KvCacheType.F16,
-            mmap=True,
-            mlock=False,
-            repack=True,
+            free_bytes=host.free_bytes(),
+            kv_token_bytes={kind: self._kv_token_bytes(kind) for kind in KvCacheType},
+            can_share_ids=not self._is_recurrent,
         )
-        options = asked.over(base)
-        assert options.batch_tokens and options.max_sequences and options.context_length
-        # llama.cpp aborts the process when a batch cannot hold a token of every sequence.
-        batch = max(options.batch_tokens, options.max_sequences)
-        micro = min(options.micro_batch_tokens or 512, batch)
-        pool = LoadOptions(
-            kv_cache_tokens=options.context_length * options.max_sequences,
-            batch_tokens=batch,
-            micro_batch_tokens=micro,
-        )
-        return pool.over(options)
+        return choose(asked, situation)
 
     def _make_context(self) -> None:
         options = self.options
-        assert options.max_sequences and options.kv_cache_type is not None
+        assert options.max_sequences and options.kv_cache_tokens and options.kv_cache_type is not None
+        ids = sequence_ids(options.max_sequences, options.kv_unified is True)
         params = lib.llama_context_default_params()
-        params.n_ctx = options.kv_cache_tokens
-        params.n_seq_max = params.n_outputs_max = options.max_sequences
+        params.n_ctx, params.kv_unified = options.kv_cache_tokens, options.kv_unified
+        # Without it layers with a sliding window forget what a shared prefix needs.
+        params.swa_full = True
+        # llama.cpp aborts the process with fewer outputs than sequences, or more in a step.
+        params.n_seq_max, params.n_outputs_max = ids, ids + PROMPT_OUTPUTS
+        self.max_outputs = ids + PROMPT_OUTPUTS
         params.n_batch, params.n_ubatch = options.batch_tokens, options.micro_batch_tokens
         flash = options.flash_attention
         params.flash_attn_type = _FLASH_AUTO if flash is None else int(flash)
@@ -177,8 +169,10 @@ class LlamaBackend:
         self._context = lib.llama_init_from_model(self._model, params)
         if self._context is None:
             raise EngineStartFailed("; ".join(native_log.errors) or "llama.cpp gave no context")
-        self._memory = lib.llama_get_memory(self._context)
-        self.kv_cache_bytes = self._kv_bytes(options.kv_cache_type)
+        cells = int(lib.llama_n_ctx(self._context))
+        self.kv_cache_bytes = int(cells * self._kv_token_bytes(options.kv_cache_type))
+        self.kv = KvTraits(ids, cells, options.kv_unified is True, can_cut=not self._is_recurrent)
+        self._memory = LlamaMemory(self._context, self.kv, lib.llama_model_n_swa(self._model))
         # llama.cpp takes no batch longer than the context.
         effective = LoadOptions(
             batch_tokens=lib.llama_n_batch(self._context),
@@ -187,14 +181,23 @@ class LlamaBackend:
         self.options = effective.over(options)
         self._bind_arrays(lib.llama_n_batch(self._context))
 
-    def _kv_bytes(self, kv_type: KvCacheType) -> int:
-        """Size of a plain KV cache: cells, layers, K and V rows, bytes per value."""
+    def _kv_token_bytes(self, kv_type: KvCacheType) -> float:
+        """A token's share of a plain KV cache, at most: layers, K and V rows, bytes per value."""
+        if lib.llama_model_is_recurrent(self._model):
+            return 0.0
         model, arch = self._model, self.info.architecture
         heads = max(1, lib.llama_model_n_head(model))
         head = lib.llama_model_n_embd(model) // heads
         widths = [int(meta(model, f"{arch}.attention.{x}_length") or head) for x in ("key", "value")]
-        row = sum(widths) * lib.llama_model_n_head_kv(model) * _KV_TYPES[kv_type][1]
-        return int(lib.llama_n_ctx(self._context) * lib.llama_model_n_layer(model) * row)
+        # llama.cpp tells this of the first layer only, which has none in some hybrid models.
+        kv_heads = lib.llama_model_n_head_kv(model) or heads
+        row = sum(widths) * kv_heads * _KV_TYPES[kv_type][1]
+        return float(lib.llama_model_n_layer(model) * row)
+
+    @property
+    def _is_recurrent(self) -> bool:
+        """Whether a sequence has a state that cannot be taken back to an earlier token."""
+        return bool(lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
 
     def _bind_arrays(self, capacity: int) -> None:
         """Arrays that every step shares: llama.cpp gets the batch by pointers into them."""
@@ -229,11 +232,13 @@ class LlamaBackend:
         lib.llama_set_warmup(self._context, False)
         if outcome is not Outcome.DONE:
             raise EngineStartFailed(f"the first step gave {outcome.name}")
-        lib.llama_memory_clear(self._memory, True)
+        self._memory.clear()
 
     def forward(self, batch: Batch) -> Outcome:
         if self._bound_to is not batch:
             self._bind(batch)
+        if batch.size and batch.positions[: batch.size].max() >= self.context_length:
+            return Outcome.INVALID  # a pool would take it, though the model was not made for it
         self._native_batch.n_tokens = batch.size
         code = lib.llama_decode(self._context, self._native_batch)
         return _OUTCOMES.get(code, Outcome.FAILED)
@@ -250,21 +255,25 @@ class LlamaBackend:
         return LlamaSampler(
             params,
             self._candidates,
+            vocab=lib.llama_model_get_vocab(self._model),
             n_vocab=self.vocabulary.size,
             context_length=self.context_length,
         )
 
     def kv_length(self, sequence_id: int) -> int:
-        self._check_sequence(sequence_id)
-        return int(lib.llama_memory_seq_pos_max(self._memory, sequence_id)) + 1
+        return self._memory.length(sequence_id)
 
     def kv_remove(self, sequence_id: int, start: int) -> bool:
-        self._check_sequence(sequence_id)
-        return bool(lib.llama_memory_seq_rm(self._memory, sequence_id, start, -1))
+        return self._memory.remove(sequence_id, start)
 
-    def _check_sequence(self, sequence_id: int) -> None:
-        if not 0 <= sequence_id < (self.options.max_sequences or 1):  # llama.cpp would end the process
-            raise IndexError(f"sequence id {sequence_id} of {self.options.max_sequences}")
+    def kv_copy(self, source: int, target: int, length: int) -> bool:
+        return self._memory.copy(source, target, length)
+
+    def kv_save(self, sequence_id: int) -> bytes:
+        return self._memory.save(sequence_id)
+
+    def kv_restore(self, sequence_id: int, data: bytes) -> bool:
+        return self._memory.restore(sequence_id, data)
 
     def set_threads(self, threads: int) -> None:
         if threads != self._threads:

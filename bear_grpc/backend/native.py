@@ -19,6 +19,8 @@ from ..protocol import DeviceInfo
 lib: Any = llama_cpp.llama_cpp
 
 _LOG_WARN, _LOG_ERROR, _LOG_CONT = 3, 4, 5
+# The pool of all sequences may be longer than the model's context; each of them may not.
+_EXPECTED = b"possible training context overflow"
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
 
 
@@ -36,6 +38,8 @@ class NativeLog:
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         self._level = level if level != _LOG_CONT else self._level
+        if _EXPECTED in text:
+            return
         if self._level in (_LOG_WARN, _LOG_ERROR):
             os.write(2, text)
             if self._level == _LOG_ERROR and text.strip():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import threading
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidField
+from ..types import Constraint
+from .base import Matcher
+from .constraint import Compiler
 from .native import lib, meta
 
 _ATTR_UNKNOWN, _ATTR_CONTROL = 1, 1 << 3
@@ -29,10 +33,13 @@ class LlamaVocabulary:
         declared = meta(model, "tokenizer.ggml.add_space_prefix")
         # SentencePiece vocabularies add the space unless they say otherwise.
         self.adds_space_prefix = self._is_spm and declared != "false"
+        self.bos_token: int = lib.llama_vocab_bos(self._vocab)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._single_characters: frozenset[str] | None = None
         self._control: frozenset[str] | None = None
         self._eog: tuple[int, ...] | None = None
+        self._compiler: Compiler | None = None
+        self._compiler_lock = threading.Lock()
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
@@ -129,3 +136,11 @@ class LlamaVocabulary:
     def chat_template(self) -> str | None:
         template = lib.llama_model_chat_template(self._model, None)
         return template.decode(errors="replace") if template else None
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """A matcher at the beginning of a text; the first call reads all tokens (0.2 s for 32,000)."""
+        with self._compiler_lock:
+            if self._compiler is None:
+                pieces = [self.piece(token) for token in range(self.size)]
+                self._compiler = Compiler(pieces, self.eog_tokens())
+        return self._compiler.compile(constraint)

@@ -55,6 +55,7 @@ def load(
     mmap: Annotated[bool | None, typer.Option(help="Map the weights from the file.")] = None,
     mlock: Annotated[bool | None, typer.Option(help="Lock the weights in memory.")] = None,
     repack: Annotated[bool | None, typer.Option(help="Rearrange the weights for this CPU.")] = None,
+    kv_unified: Annotated[bool | None, typer.Option(help="One KV pool for all sequences.")] = None,
     keep_alive: Annotated[
         float | None,
         typer.Option(
@@ -84,6 +85,7 @@ def load(
                     mmap=mmap,
                     mlock=mlock,
                     repack=repack,
+                    kv_unified=kv_unified,
                     keep_alive=keep_alive,
                 )
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bear_grpc.cli import output
+from bear_grpc.cli.costs import show_costs
 from bear_grpc.cli.session import Json, Model, Server, connect
 
 if TYPE_CHECKING:
@@ -55,22 +56,31 @@ def ps(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
         output.print_json(ListModelsResponse(models=found))
         return
     output.table(
-        ("NAME", "STATE", "RUNNING", "WAITING", "KV TOKENS", "MEMORY", "PREFILLED", "DECODED", "EXPIRES"),
+        (
+            *("NAME", "STATE", "RUNNING", "WAITING", "KV", "IDLE", "MEMORY"),
+            *("PREFILLED", "CACHED", "DECODED", "PREEMPTED", "EXPIRES"),
+        ),
         (
             (
                 model.name,
                 _state(model.status),
                 str(model.status.running_count),
                 str(model.status.waiting_count),
-                f"{model.status.kv_cache_used_token_count}/{model.status.kv_cache_token_count}",
+                _of_kv_cache(model.status, model.status.kv_cache_used_token_count),
+                _of_kv_cache(model.status, model.status.kv_cache_idle_token_count),
                 output.size(output.memory_bytes(model.status)),
                 str(model.status.counters.prefill_token_count),
+                str(model.status.counters.cached_token_count),
                 str(model.status.counters.decode_token_count),
+                str(model.status.counters.preemption_count),
                 _expires(model.status),
             )
             for model in found
         ),
-        right=("RUNNING", "WAITING", "KV TOKENS", "MEMORY", "PREFILLED", "DECODED"),
+        right=(
+            *("RUNNING", "WAITING", "KV", "IDLE", "MEMORY"),
+            *("PREFILLED", "CACHED", "DECODED", "PREEMPTED"),
+        ),
     )
 
 
@@ -115,6 +125,9 @@ def show(
             ("defaults", _set_fields(found.defaults)),
         )
     )
+    if found.cost_tables:
+        output.say("")
+        show_costs(found)
     if metadata:
         output.say("")
         output.fields((entry.key, _value(entry)) for entry in response.metadata)
@@ -161,6 +174,10 @@ def _state(status: ModelStatus) -> str:
     if status.state == types.MODEL_STATE_LOADING and status.load_progress.stage:
         name += f" ({stage_name(status.load_progress.stage)} {status.load_progress.fraction:.0%})"
     return name
+
+
+def _of_kv_cache(status: ModelStatus, tokens: int) -> str:
+    return f"{tokens / status.kv_cache_token_count:.0%}" if status.kv_cache_token_count else ""
 
 
 def _requests(status: ModelStatus) -> str:

@@ -87,5 +87,6 @@ def stage_name(stage: int) -> str:
         types.LOAD_STAGE_WEIGHTS: "reading the weights",
         types.LOAD_STAGE_CONTEXT: "making the context",
         types.LOAD_STAGE_WARMUP: "warming up",
+        types.LOAD_STAGE_MEASURING: "measuring step times",
     }
     return names.get(stage, "loading")

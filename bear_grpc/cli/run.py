@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 
-from bear_grpc.cli import output
-from bear_grpc.cli.progress import LoadBar
+from bear_grpc.cli.given import sampling_values, text_of_file, text_or_file
 from bear_grpc.cli.session import Model, Server, connect
+from bear_grpc.cli.talk import Talk, can_chat, hold, read_line
 from bear_grpc.cli.text import read_stdin
-from bear_grpc.errors import BearError
 
-if TYPE_CHECKING:
-    from bear_grpc.client import Client
-    from bear_grpc.v1.inference_service_pb2 import Completed
+
+class Overflow(StrEnum):
+    """What happens to a prompt that is too long."""
+
+    ERROR = "error"
+    TRUNCATE_LEFT = "truncate_left"
+    TRUNCATE_MIDDLE = "truncate_middle"
 
 
 def run(
@@ -38,9 +40,40 @@ def run(
     repetition_window: Annotated[int | None, typer.Option(help="Tokens looked back at; -1 is all.")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
     presence_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
+    top_n_sigma: Annotated[
+        float | None, typer.Option(help="Keep logits this many deviations from the best; 0 is off.")
+    ] = None,
+    xtc_probability: Annotated[
+        float | None, typer.Option(help="How often XTC drops the likeliest tokens.")
+    ] = None,
+    xtc_threshold: Annotated[float | None, typer.Option(help="What is likely to XTC.")] = None,
+    dry_multiplier: Annotated[
+        float | None, typer.Option(help="Strength of DRY against repetitions; 0 is off.")
+    ] = None,
+    mirostat: Annotated[int | None, typer.Option(help="Version 1 or 2; 0 is off.")] = None,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any field of SamplingParams; repeatable."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the answer repeatable.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to produce.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Least tokens before the model may end.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; repeatable.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="How many answers, 1 to 16.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="The answer is JSON of this schema.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer matches this expression.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="The answer is this text or another choice; repeatable.")
+    ] = None,
+    lark: Annotated[str | None, typer.Option(metavar="FILE", help="A Lark grammar of the answer.")] = None,
+    gbnf: Annotated[str | None, typer.Option(metavar="FILE", help="A GBNF grammar of the answer.")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(metavar="N", help="Log probabilities, and the N likeliest tokens.")
+    ] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="The prompt before the answer.")] = False,
+    overflow: Annotated[Overflow | None, typer.Option(help="For a prompt that is too long.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the answer.")] = False,
     server: Server = None,
 ) -> None:
@@ -48,9 +81,13 @@ def run(
     if raw and system is not None:
         raise typer.BadParameter("--system is part of a chat; it cannot be given with --raw")
     converse = prompt is None and sys.stdin.isatty()
+    if converse and n is not None and n > 1:
+        raise typer.BadParameter("--n asks for several answers; a conversation goes on from one")
+    if converse and echo:
+        raise typer.BadParameter("--echo is not for a conversation: it would become part of what was said")
     if prompt is None and not converse:
         prompt = read_stdin("PROMPT")
-    options = {
+    options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -60,9 +97,26 @@ def run(
         "repetition_window": repetition_window,
         "frequency_penalty": frequency_penalty,
         "presence_penalty": presence_penalty,
+        "top_n_sigma": top_n_sigma,
+        "xtc_probability": xtc_probability,
+        "xtc_threshold": xtc_threshold,
+        "dry_multiplier": dry_multiplier,
+        "mirostat": mirostat,
         "seed": seed,
+        **sampling_values(sampling or ()),
         "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
         "stop": stop or None,
+        "n": n,
+        "json_schema": text_or_file(json_schema),
+        "regex": regex,
+        "choices": choice or None,
+        "lark": text_of_file(lark),
+        "gbnf": text_of_file(gbnf),
+        "logprobs": True if logprobs is not None else None,
+        "top_logprobs": logprobs,
+        "echo": echo or None,
+        "overflow_policy": overflow.value if overflow else None,
     }
     with connect(ctx, server) as client:
         chat = not raw and (system is not None or can_chat(client, model))
@@ -71,119 +125,3 @@ def run(
             talk.answer(prompt)
         else:
             hold(talk, read_line)
-
-
-def can_chat(client: Client, model: str) -> bool:
-    """Whether the model has a chat template."""
-    from bear_grpc.v1.types_pb2 import MODEL_CAPABILITY_CHAT
-
-    return MODEL_CAPABILITY_CHAT in client.get_model(model).model.capabilities
-
-
-def hold(talk: Talk, read: Callable[[str], str]) -> None:
-    """Answers line by line to the end of the input. Ctrl-C ends an answer, or at the prompt the program."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # gives input() line editing and a history
-    output.note("Ctrl-D ends the conversation, Ctrl-C an answer.")
-    while True:
-        try:
-            line = read(">>> ")
-        except EOFError:
-            output.note("")
-            return
-        if not line.strip():
-            continue
-        try:
-            talk.answer(line)
-        except KeyboardInterrupt:
-            output.note("")
-        except BearError as error:
-            output.report(error)
-            if error.reason == "SERVER_UNREACHABLE":
-                raise typer.Exit(1) from None
-
-
-def read_line(prompt: str) -> str:
-    """A line typed in; the prompt stays off a stdout that goes elsewhere."""
-    if sys.stdout.isatty():
-        return input(prompt)
-    sys.stderr.write(prompt)
-    sys.stderr.flush()
-    return input()
-
-
-class Talk:
-    """A model, the options of its answers, and what has been said."""
-
-    def __init__(
-        self,
-        client: Client,
-        model: str,
-        options: Mapping[str, Any],
-        *,
-        chat: bool,
-        system: str | None = None,
-        quiet: bool = False,
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._options = options
-        self._chat = chat
-        self._quiet = quiet
-        self._said = [] if system is None else [{"role": "system", "content": system}]
-
-    def answer(self, prompt: str) -> None:
-        """Prints the answer. A prompt that got none, by an error or Ctrl-C, is as if never said."""
-        asked = [*self._said, {"role": "user", "content": prompt}]
-        text = self._stream({"messages": asked} if self._chat else {"prompt": prompt})
-        if self._chat:
-            self._said = [*asked, {"role": "assistant", "content": text}]
-
-    def _stream(self, given: Mapping[str, Any]) -> str:
-        texts: list[str] = []
-        is_terminal = sys.stdout.isatty()
-        completed: Completed | None = None
-        bar = LoadBar()
-        # Asking for progress ends gRPC's own retries, so only where someone sees it.
-        show_progress = bar.live and not self._quiet
-        options = {**self._options, **given, "queue_progress": show_progress or None}
-        try:
-            with bar, self._client.generate(self._model, **options) as events:
-                for event in events:
-                    kind = event.WhichOneof("event")
-                    if kind == "model_progress":
-                        bar.update(event.model_progress)
-                    elif kind == "started":
-                        bar.close()
-                    elif text := event.delta.text:
-                        texts.append(text)
-                        sys.stdout.write(output.printable(text) if is_terminal else text)
-                        sys.stdout.flush()
-                    elif kind == "completed":
-                        completed = event.completed
-        finally:
-            # What follows on stderr begins on a line of its own, whatever ended the answer.
-            if texts and not texts[-1].endswith("\n"):
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-        if completed is not None and not self._quiet:
-            output.note(statistics(completed))
-        return "".join(texts)
-
-
-def statistics(completed: Completed) -> str:
-    """An answer's numbers in one line."""
-    from bear_grpc.v1.inference_service_pb2 import FinishReason
-
-    usage, timings = completed.usage, completed.timings
-    cached = f" ({usage.cached_token_count} cached)" if usage.cached_token_count else ""
-    reason = FinishReason.DESCRIPTOR.values_by_number.get(completed.finish_reason)
-    return ", ".join(
-        (
-            f"{usage.prompt_token_count} prompt tokens{cached}",
-            f"{usage.completion_token_count} completion tokens",
-            f"{timings.decode_tokens_per_second:.1f} tokens/s",
-            f"TTFT {output.seconds(timings.ttft_seconds)}",
-            reason.name.removeprefix("FINISH_REASON_") if reason else str(completed.finish_reason),
-        )
-    )

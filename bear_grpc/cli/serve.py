@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bear_grpc.cli import output
+
+
+class Sharing(StrEnum):
+    """Values of the setting `prefix_sharing`."""
+
+    TENANT = "tenant"
+    ALL = "all"
+    OFF = "off"
 
 
 def serve(
@@ -27,6 +36,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="DIR", help="`bear register` may take files from here; repeatable."),
     ] = None,
+    prefix_sharing: Annotated[
+        Sharing | None,
+        typer.Option(help="Between whose requests prefixes in the KV cache are shared. Default: tenant."),
+    ] = None,
+    step_target_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Longest step while text streams. Default: from measured times."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as TOML.")] = None,
 ) -> None:
     """Run the server until it is told to stop."""
@@ -41,6 +58,8 @@ def serve(
         "load": load or None,
         "models_dir": models_dir,
         "allow_path": allow_path or None,
+        "prefix_sharing": prefix_sharing.value if prefix_sharing else None,
+        "step_target_ms": step_target_ms,
     }
     try:
         settings = load_config(config, flags)

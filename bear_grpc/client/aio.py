@@ -112,7 +112,7 @@ class AsyncClient:
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncStream[str]:
-        request = requests.generate(model, prompt, options)
+        request = requests.one_text(model, prompt, options)
         call = self._inference.Generate(request, timeout=deadline(timeout, None))
         return AsyncStream(call, self.target, requests.text_of)
 

@@ -15,6 +15,9 @@ Seconds = float | timedelta
 PriorityName = Literal["low", "normal", "high"]
 OverflowName = Literal["error", "truncate_left", "truncate_middle"]
 KvCacheTypeName = Literal["f16", "bf16", "q8_0", "q4_0"]
+SamplerName = Literal[
+    "penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature"
+]
 # {"role": ..., "content": a text or several}
 Message = ChatMessage | Mapping[str, Any]
 
@@ -51,6 +54,23 @@ class GenerateOptions(TypedDict, total=False):
     presence_penalty: float | None
     seed: int | None
     logit_bias: Mapping[int, float] | None
+    top_n_sigma: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_window: int | None
+    dry_sequence_breakers: Sequence[str] | None
+    dynamic_temperature_range: float | None
+    dynamic_temperature_exponent: float | None
+    mirostat: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    adaptive_p_target: float | None
+    adaptive_p_decay: float | None
+    min_keep: int | None
+    sampler_order: Sequence[SamplerName | int] | None
     # StopParams
     max_tokens: int | None
     min_tokens: int | None
@@ -95,4 +115,5 @@ class LoadOptions(TypedDict, total=False):
     mmap: bool | None
     mlock: bool | None
     repack: bool | None
+    kv_unified: bool | None
     keep_alive: Seconds | None

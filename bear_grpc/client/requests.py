@@ -49,6 +49,13 @@ def generate(model: str, prompt: str | None, options: GenerateOptions) -> infere
     return request
 
 
+def one_text(model: str, prompt: str | None, options: GenerateOptions) -> inference.GenerateRequest:
+    """A GenerateRequest of one answer. Raises InvalidField for more: their texts come mixed."""
+    if (options.get("n") or 1) > 1:
+        raise InvalidField("n", "must be 1 for a stream of text; `generate` tells whose a text is")
+    return generate(model, prompt, options)
+
+
 def chat(
     messages: Iterable[Message],
     add_generation_prompt: bool | None = None,

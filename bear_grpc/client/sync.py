@@ -110,8 +110,8 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Stream[str]:
-        """The text of one generation as it comes; with n > 1 use `generate`, which tells the index."""
-        request = requests.generate(model, prompt, options)
+        """The text of one generation as it comes; for n > 1 use `generate`, which tells the index."""
+        request = requests.one_text(model, prompt, options)
         call = self._inference.Generate(request, timeout=deadline(timeout, None))
         return Stream(call, self.target, requests.text_of)
 
@@ -123,7 +123,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> inference.GenerateOnceResponse:
-        """The whole answer: `response.choices[0].text`."""
+        """The whole answer: `response.choices[0].text`, with n > 1 one choice each."""
         request = inference.GenerateOnceRequest(request=requests.generate(model, prompt, options))
         return self._unary(self._inference.GenerateOnce, request, timeout)
 

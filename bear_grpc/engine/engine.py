@@ -5,26 +5,39 @@ Owner thread only, but for `interrupt`. Emits frames' events; knows no socket.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 
 from ..backend.base import Backend, Batch, Outcome
 from ..errors import BackendError, BearError, SlowConsumer
-from ..protocol import Delta, Ended, Finished, SequenceEvent, Started, Step, Token
-from ..types import EngineStats, FinishReason, StopCause
+from ..protocol import Delta, Ended, Prefilled, SequenceEvent, Started, Step
+from ..types import CostTable, EngineStats, FinishReason
 from . import sampling
-from .scheduler import Plan, PlanItem, Scheduler
+from .cost import CostModel
+from .delivery import Delivery, Ending
+from .kv import KvCache
+from .scheduler import Budget, Plan, PlanItem, Scheduler
 from .sequence import Phase, Sequence
 
 log = logging.getLogger(__name__)
 
-# About the full prefill rate on CPUs; small enough that neighbours do not wait long.
-PREFILL_TOKENS = 128
+STATS_INTERVAL_S = 0.1
 
 
 class EngineBroken(Exception):
     """Two forward passes in a row have failed: the context cannot be trusted any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the server decides about an engine. `step_target_s` 0: chosen from step times."""
+
+    stall_timeout_s: float = 30.0
+    step_target_s: float = 0.0
+    share_prefixes: bool = True
 
 
 class Engine:
@@ -36,7 +49,8 @@ class Engine:
         *,
         clock: Callable[[], float],
         emit: Callable[[Step], None],
-        stall_timeout_s: float = 30.0,
+        settings: EngineSettings | None = None,
+        costs: CostModel | None = None,
     ) -> None:
         """`clock` is CLOCK_MONOTONIC seconds; `emit` takes each step's events, must not block."""
         options = backend.options
@@ -44,44 +58,64 @@ class Engine:
         self._backend = backend
         self._clock = clock
         self._emit = emit
-        self._stall_timeout_s = stall_timeout_s
+        self._settings = settings or EngineSettings()
+        self._costs = costs or CostModel()
+        self._threads = self._full_threads = options.threads or 1
+        self._kv = KvCache(backend, share_prefixes=self._settings.share_prefixes)
         self._scheduler = Scheduler(
-            max_sequences=options.max_sequences,
-            batch_tokens=options.batch_tokens,
-            prefill_tokens=PREFILL_TOKENS,
+            self._kv,
+            self._costs,
+            Budget(
+                options.max_sequences,
+                options.batch_tokens,
+                backend.max_outputs,
+                self._settings.step_target_s,
+            ),
+            unified=backend.kv.unified,
+            can_cut=backend.kv.can_cut,
         )
         self._batch = Batch(options.batch_tokens)
         self._live: dict[int, Sequence] = {}
         self._events: list[SequenceEvent] = []
+        self._delivery = Delivery(backend, clock, self._events_append)
         self._failures = 0
         # Guards what `interrupt` reads; never held across a native call.
         self._step_lock = threading.Lock()
         self._in_step: frozenset[int] = frozenset()
         self._step_began_s: float | None = None
-        self._steps = self._prefill_tokens = self._decode_tokens = 0
-        self._submitted = self._finished = self._cancelled = self._failed = 0
+        self._count = _Counters()
+        self._stats_due_s = 0.0
 
     @property
     def steps(self) -> int:
         """Forward passes begun so far."""
-        return self._steps
+        return self._count.steps
 
     def step_age_s(self) -> float:
         """Any thread: how long the running forward pass has taken, 0 between steps."""
         began = self._step_began_s
         return 0.0 if began is None else self._clock() - began
 
+    def cost_table(self) -> CostTable:
+        """Step times as they are known now, with all threads."""
+        return self._costs.table(repack=self._backend.options.repack is True, threads=self._full_threads)
+
+    def set_threads(self, threads: int) -> None:
+        """CPU threads from the next step on; what other models leave."""
+        self._threads = threads
+        self._backend.set_threads(threads)
+
     def submit(self, sequence: Sequence) -> None:
         """Takes a sequence; it ends with exactly one Finished or Ended."""
         self._live[sequence.id] = sequence
-        self._submitted += 1
+        self._count.submitted += 1
         self._scheduler.submit(sequence)
 
     def cancel(self, id: int) -> None:
         """Ends a sequence because its caller left; nothing if it has ended."""
         sequence = self._live.get(id)
         if sequence is not None:
-            self._cancelled += 1
+            self._count.cancelled += 1
             self._end(sequence, Phase.CANCELLED, Ended(id))
 
     def add_credit(self, id: int, tokens: int) -> None:
@@ -99,18 +133,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges."""
-        running = self._scheduler.running.values()
+        counted = {name: getattr(self._count, name) for name in _Counters.__slots__}
         return EngineStats(
-            steps=self._steps,
-            prefill_tokens=self._prefill_tokens,
-            decode_tokens=self._decode_tokens,
-            submitted=self._submitted,
-            finished=self._finished,
-            cancelled=self._cancelled,
-            failed=self._failed,
-            running=len(running),
+            **counted,
+            running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            kv_used_tokens=sum(sequence.num_computed for sequence in running),
+            kv_used_tokens=self._kv.used_tokens,
+            kv_idle_tokens=self._kv.idle_tokens,
         )
 
     def step(self) -> bool:
@@ -119,174 +148,196 @@ class Engine:
         Raises EngineBroken after the second failure in a row; every sequence of
         the failed steps has had its ending then.
         """
-        now = self._clock()
-        self._end_stalled(now)
+        began = self._clock()
+        self._end_stalled(began)
         plan = self._scheduler.plan()
-        for sequence in plan.admitted:
-            self._start(sequence, now)
+        for sequence in plan.started:
+            self._start(sequence, began)
         worked = bool(plan.items)
         if worked:
+            native_s = self._count.forward_s + self._count.sampling_s
             self._run(plan)
+            inside_s = self._count.forward_s + self._count.sampling_s - native_s
+            self._count.overhead_s += self._clock() - began - inside_s
         self.flush()
         return worked
 
     def flush(self) -> None:
         """Emits what has happened since the last step, if anything."""
         if self._events:
-            events, self._events = self._events, []
-            self._emit(Step(events, self.stats()))
+            events = list(self._events)
+            self._events.clear()
+            self._emit(Step(events, self._stats_if_due(events)))
 
     def seconds_to_stall(self) -> float | None:
         """Time until a stalled sequence must be ended; None if none is stalled."""
         since = [s.stalled_since_s for s in self._live.values() if s.stalled_since_s is not None]
-        return max(0.0, min(since) + self._stall_timeout_s - self._clock()) if since else None
+        if not since:
+            return None
+        return max(0.0, min(since) + self._settings.stall_timeout_s - self._clock())
+
+    def _stats_if_due(self, events: list[SequenceEvent]) -> EngineStats | None:
+        """Counting costs as much as planning: not for every token."""
+        now = self._clock()
+        if now < self._stats_due_s and all(isinstance(event, Delta) for event in events):
+            return None
+        self._stats_due_s = now + STATS_INTERVAL_S
+        return self.stats()
+
+    def _events_append(self, event: SequenceEvent) -> None:
+        self._events.append(event)
 
     def _start(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_s = now
-        if not sampling.is_plain_greedy(sequence.sampling):
-            sequence.sampler = self._backend.make_sampler(sequence.sampling)
-            if sequence.sampling.uses_penalties:
-                window = sequence.sampling.repetition_window
-                seen = sequence.tokens if window < 0 else sequence.tokens[-window:]
-                for token in seen:
-                    sequence.sampler.accept(token)
-        self._events.append(Started(sequence.id, sequence.num_prompt, 0, sequence.max_tokens))
+        params = sequence.sampling
+        filters = None if sampling.is_plain_greedy(params) else self._backend.make_sampler(params)
+        sequence.sampler = sampling.TokenSampler(params, filters, sequence.matcher)
+        sequence.sampler.accept_prompt(sequence.tokens)
+        self._count.cached_tokens += sequence.num_cached
+        started = Started(
+            sequence.id, sequence.num_prompt, sequence.num_cached, sequence.max_tokens, sequence.truncated
+        )
+        self._events.append(started)
+        if not sequence.output.wants_prompt_logprobs:
+            self._delivery.echo(sequence, sequence.num_prompt)
 
     def _run(self, plan: Plan) -> None:
-        rows: list[tuple[PlanItem, int]] = []
+        """One forward pass of the plan, or of as much of it as there is room for."""
+        items: Items[PlanItem] = plan.items
+        while items:
+            if not self._kv.make_room(sum(item.count for item in items)):
+                items = self._fewer(items)
+                continue
+            outcome, rows = self._forward(items)
+            if outcome is not Outcome.NO_KV_ROOM:
+                break
+            # Nothing was applied: the room is more scattered than the count of tokens tells.
+            items = items if self._kv.evict() else self._fewer(items)
+        else:
+            return
+        self._conclude(items, outcome, rows)
+
+    def _fewer(self, items: Items[PlanItem]) -> Items[PlanItem]:
+        """The first half of a step; of a single token nothing, but the youngest sequence loses its place."""
+        total = sum(item.count for item in items)
+        if total > 1:
+            left, kept = total // 2, []
+            for item in items:
+                if left > 0:
+                    kept.append(dataclasses.replace(item, count=min(item.count, left)))
+                    left -= item.count
+            return kept
+        victim = self._scheduler.youngest()
+        if len(self._scheduler.running) == 1:
+            self._fail_sequence(victim, BackendError("the KV cache has no room for a single sequence"))
+            return []
+        self._count.preemptions += 1
+        self._scheduler.preempt(victim)
+        return [item for item in items if item.sequence is not victim]
+
+    def _forward(self, items: Items[PlanItem]) -> tuple[Outcome, list[int]]:
+        """Runs the items; gives the outcome and the last row of each."""
         self._batch.clear()
-        for item in plan.items:
+        rows = []
+        for item in items:
             sequence = item.sequence
             draws = item.wants_logits and sequence.max_tokens > 0
-            row = self._batch.extend(sequence.sequence_id, item.start, item.tokens, draws)
-            if item.wants_logits:
-                rows.append((item, row))
-        outcome = self._forward(plan)
-        if outcome is Outcome.DONE:
-            self._failures = 0
-            self._count(plan)
-            self._scheduler.commit(plan)
-            for item, row in rows:
-                self._advance(item.sequence, row)
-        elif outcome is Outcome.ABORTED:
-            self._resume_after_abort(plan)
-        else:
-            self._fail(plan, outcome)
-
-    def _forward(self, plan: Plan) -> Outcome:
-        self._steps += 1
-        self._step_began_s = self._clock()
+            every = sequence.output.wants_prompt_logprobs and item.start < sequence.num_prompt
+            rows.append(self._batch.extend(sequence.sequence_id, item.start, item.tokens, draws, every=every))
+        self._count.steps += 1
+        self._step_began_s = began = self._clock()
         with self._step_lock:
-            self._in_step = frozenset(item.sequence.id for item in plan.items)
+            self._in_step = frozenset(item.sequence.id for item in items)
         try:
-            return self._backend.forward(self._batch)
+            outcome = self._backend.forward(self._batch)
         finally:
             with self._step_lock:
                 self._in_step = frozenset()
                 self._backend.clear_abort()
             self._step_began_s = None
+        seconds = self._clock() - began
+        self._count.forward_s += seconds
+        if outcome is Outcome.DONE and self._threads == self._full_threads:
+            self._costs.learn(self._batch.size, seconds)
+        return outcome, rows
 
-    def _count(self, plan: Plan) -> None:
-        for item in plan.items:
-            if item.sequence.phase is Phase.PREFILL:
-                self._prefill_tokens += item.count
+    def _conclude(self, items: Items[PlanItem], outcome: Outcome, rows: list[int]) -> None:
+        if outcome is Outcome.DONE:
+            self._failures = 0
+            self._commit(items, rows)
+        elif outcome is Outcome.ABORTED:
+            self._resume_after_abort(items)
+        else:
+            self._fail(items, outcome)
+
+    def _commit(self, items: Items[PlanItem], rows: list[int]) -> None:
+        self._scheduler.commit(items)
+        for item, row in zip(items, rows, strict=True):
+            sequence = item.sequence
+            if item.start < sequence.num_prompt:
+                self._count.prefill_tokens += item.count
+                self._tell_prefilled(item, row)
+            if item.wants_logits:
+                self._advance(sequence, row)
+
+    def _tell_prefilled(self, item: PlanItem, row: int) -> None:
+        sequence = item.sequence
+        if sequence.output.wants_prompt_logprobs:
+            self._delivery.echo_rows(item, row)
+        if sequence.output.prefill_progress and not sequence.num_completion:
+            done = min(item.start + item.count, sequence.num_prompt)
+            self._events.append(Prefilled(sequence.id, done, sequence.num_prompt))
 
     def _advance(self, sequence: Sequence, row: int) -> None:
-        """Draws the next token of a sequence and tells what it brings."""
-        now = self._clock()
+        """Draws the next token of a sequence; its ending if that is one."""
         if sequence.max_tokens == 0:
-            self._finish(sequence, now, FinishReason.LENGTH)
+            self._finish(sequence, Ending(FinishReason.LENGTH))
             return
-        logits = self._backend.logits(row)
-        token = sampling.choose(sequence.sampling, sequence.sampler, logits, len(sequence.tokens))
-        if sequence.sampler is not None:
-            sequence.sampler.accept(token)
-        self._decode_tokens += 1
-        sequence.tokens.append(token)
-        sequence.first_token_s = sequence.first_token_s or now
-        sequence.last_token_s = now
-        sequence.credit -= 1
-        if sequence.credit <= 0:
-            sequence.stalled_since_s = now
-        self._take_token(sequence, token, now)
-
-    def _take_token(self, sequence: Sequence, token: int, now: float) -> None:
-        vocabulary = self._backend.vocabulary
-        if vocabulary.is_eog(token) and not sequence.stop.ignore_eos:
-            self._finish(sequence, now, FinishReason.STOP, StopCause(eog_token=token), token)
+        before = sequence.sampling_s
+        try:
+            ending = self._delivery.draw(sequence, row)
+        except BearError as exc:
+            self._fail_sequence(sequence, exc)
             return
-        if token in sequence.stop.token_ids:
-            self._finish(sequence, now, FinishReason.STOP, StopCause(token_id=token), token)
-            return
-        text, matched = sequence.text.push(vocabulary.piece(token))
-        self._tell(sequence, text, token)
-        if matched is not None:
-            self._finish(sequence, now, FinishReason.STOP, StopCause(sequence=matched))
-        elif sequence.num_completion >= sequence.max_tokens:
-            self._finish(sequence, now, FinishReason.LENGTH)
+        self._count.sampling_s += sequence.sampling_s - before
+        self._count.decode_tokens += 1
+        if ending is not None:
+            self._finish(sequence, ending)
 
-    def _tell(self, sequence: Sequence, text: str, token: int | None) -> None:
-        tokens = []
-        if token is not None and sequence.want_tokens:
-            tokens = [Token(token, self._backend.vocabulary.piece(token, special=True))]
-        self._events.append(Delta(sequence.id, text, 0 if token is None else 1, tokens))
+    def _finish(self, sequence: Sequence, ending: Ending) -> None:
+        self._count.finished += 1
+        self._end(sequence, Phase.FINISHED, self._delivery.finish(sequence, ending))
 
-    def _finish(
-        self,
-        sequence: Sequence,
-        now: float,
-        reason: FinishReason,
-        cause: StopCause | None = None,
-        silent_token: int | None = None,
-    ) -> None:
-        """Ends a sequence well; `silent_token` ended it and is not part of the text."""
-        if cause is None or cause.sequence is None:
-            text, matched = sequence.text.flush()
-            if matched is not None:
-                reason, cause = FinishReason.STOP, StopCause(sequence=matched)
-            if text or silent_token is not None:
-                self._tell(sequence, text, silent_token)
-        self._finished += 1
-        finished = Finished(sequence.id, reason, cause, sequence.usage, sequence.timings(now))
-        self._end(sequence, Phase.FINISHED, finished)
-
-    def _end(self, sequence: Sequence, phase: Phase, event: Finished | Ended) -> None:
+    def _end(self, sequence: Sequence, phase: Phase, event: SequenceEvent) -> None:
         """The one place where a sequence's resources are released and its ending is told."""
-        sequence_id = self._scheduler.end(sequence, phase)
-        if sequence_id is not None:
-            self._backend.kv_remove(sequence_id, 0)
+        self._scheduler.end(sequence, phase, keep=phase is not Phase.FAILED)
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None
         del self._live[sequence.id]
         self._events.append(event)
 
-    def _resume_after_abort(self, plan: Plan) -> None:
+    def _resume_after_abort(self, items: Items[PlanItem]) -> None:
         """Earlier micro-batches of an aborted step stay in the KV cache: go on from there."""
-        for item in plan.items:
+        for item in items:
             sequence = item.sequence
-            if sequence.phase is Phase.PREFILL:
-                # At least one prompt token must be left to be evaluated for its logits.
+            kept = item.start
+            if sequence.phase is Phase.PREFILL and not sequence.output.wants_prompt_logprobs:
+                # At least one token must be left to be evaluated for its logits.
                 kept = min(self._backend.kv_length(sequence.sequence_id), len(sequence.tokens) - 1)
-            else:
-                kept = item.start
-            if self._backend.kv_remove(sequence.sequence_id, kept):
-                sequence.num_computed = kept
-            else:
-                self._backend.kv_remove(sequence.sequence_id, 0)
-                sequence.num_computed = 0
+            self._kv.truncate(sequence, kept)
 
-    def _fail(self, plan: Plan, outcome: Outcome) -> None:
+    def _fail(self, items: Items[PlanItem], outcome: Outcome) -> None:
         self._failures += 1
-        log.error("forward failed: %s, %d tokens, step %d", outcome.name, self._batch.size, self._steps)
-        for item in plan.items:
+        log.error("forward failed: %s, %d tokens, step %d", outcome.name, self._batch.size, self.steps)
+        for item in items:
             self._fail_sequence(item.sequence, BackendError("the computation failed"))
         if self._failures >= 2:
             self.flush()
             raise EngineBroken(outcome.name)
 
     def _fail_sequence(self, sequence: Sequence, error: BearError) -> None:
-        self._failed += 1
+        self._count.failed += 1
         self._end(sequence, Phase.FAILED, Ended(sequence.id, error.to_record()))
 
     def _end_stalled(self, now: float) -> None:
@@ -294,7 +345,25 @@ class Engine:
             sequence
             for sequence in self._live.values()
             if sequence.stalled_since_s is not None
-            and now - sequence.stalled_since_s >= self._stall_timeout_s
+            and now - sequence.stalled_since_s >= self._settings.stall_timeout_s
         ]
         for sequence in stalled:
-            self._fail_sequence(sequence, SlowConsumer(self._stall_timeout_s))
+            self._fail_sequence(sequence, SlowConsumer(self._settings.stall_timeout_s))
+
+
+@dataclasses.dataclass(slots=True)
+class _Counters:
+    """What only grows; names as in EngineStats."""
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    submitted: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    forward_s: float = 0.0
+    sampling_s: float = 0.0
+    overhead_s: float = 0.0

@@ -5,8 +5,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 
+from .cost import CostModel
+from .kv import KvCache
 from .sequence import MOVES, Phase, Sequence
+
+# About the full prefill rate on CPUs; small enough that newcomers do not wait long.
+LONE_PREFILL_TOKENS = 128
+# While streams decode, a step takes at most the longest of these.
+DECODE_STEPS, LEAST_TARGET_S, EFFICIENT_TOKENS = 4, 0.1, 32
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -30,20 +38,33 @@ class PlanItem:
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Plan:
-    """One step: the sequences that got a slot in it, and what is computed."""
+    """One step: the sequences that begin in it, and what is computed."""
 
-    admitted: tuple[Sequence, ...]
+    started: tuple[Sequence, ...]
     items: tuple[PlanItem, ...]
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Budget:
+    """Bounds of a step. `target_s` 0: chosen from the measured step times."""
+
+    max_sequences: int
+    batch_tokens: int
+    max_outputs: int
+    target_s: float = 0.0
 
 
 class Scheduler:
     """Waiting and running sequences, and the slots between them. FIFO."""
 
-    def __init__(self, *, max_sequences: int, batch_tokens: int, prefill_tokens: int) -> None:
-        """`batch_tokens` bounds a step; `prefill_tokens` the prompt tokens in it."""
-        self._batch_tokens = batch_tokens
-        self._prefill_tokens = min(prefill_tokens, batch_tokens)
-        self._free_ids = list(range(max_sequences - 1, -1, -1))
+    def __init__(self, kv: KvCache, cost: CostModel, budget: Budget, *, unified: bool, can_cut: bool) -> None:
+        """`unified` and `can_cut` are the KV cache's, see `KvTraits`."""
+        self._kv = kv
+        self._cost = cost
+        self._budget = budget
+        self._unified = unified
+        self._can_cut = can_cut
+        self._order = 0
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: dict[int, Sequence] = {}
 
@@ -58,45 +79,139 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """The next step: free slots go to the head of the queue, then decode, then prefill."""
-        admitted = tuple(self._admit())
+        self._admit()
+        started = tuple(self._begin())
         items = [
             PlanItem(sequence, sequence.num_computed, 1)
             for sequence in self.running.values()
             if sequence.phase is Phase.DECODE and sequence.credit > 0
         ]
-        budget = min(self._prefill_tokens, self._batch_tokens - len(items))
-        for sequence in self.running.values():
-            if sequence.phase is Phase.PREFILL and budget > 0:
-                count = min(sequence.num_left, budget)
-                items.append(PlanItem(sequence, sequence.num_computed, count))
-                budget -= count
-        return Plan(admitted, tuple(items))
+        items += self._prefill(len(items))
+        # Without a unified cache llama.cpp computes neighbouring ids together, in this order only.
+        items.sort(key=lambda item: item.sequence.sequence_id)
+        return Plan(started, tuple(items))
 
-    def commit(self, plan: Plan) -> None:
-        """The plan has been computed: its tokens are in the KV cache."""
-        for item in plan.items:
+    def commit(self, items: Items[PlanItem]) -> None:
+        """These runs have been computed: their tokens are in the KV cache."""
+        for item in items:
             item.sequence.num_computed += item.count
             if item.sequence.phase is Phase.PREFILL and item.wants_logits:
                 self._move(item.sequence, Phase.DECODE)
 
-    def end(self, sequence: Sequence, phase: Phase) -> int | None:
-        """Moves to a terminal phase; gives the sequence id that is free now, if it had one."""
+    def end(self, sequence: Sequence, phase: Phase, *, keep: bool) -> None:
+        """Moves to a terminal phase and frees its place; `keep` leaves its tokens for others."""
         had_slot = sequence.phase is not Phase.WAITING
         self._move(sequence, phase)
-        if not had_slot:
+        if had_slot:
+            self._leave(sequence, keep=keep)
+        else:
             self.waiting.remove(sequence)
-            return None
-        del self.running[sequence.id]
-        self._free_ids.append(sequence.sequence_id)
-        return sequence.sequence_id
 
-    def _admit(self) -> Iterator[Sequence]:
-        while self.waiting and self._free_ids:
-            sequence = self.waiting.popleft()
-            sequence.sequence_id = self._free_ids.pop()
+    def youngest(self) -> Sequence:
+        """Who is preempted first."""
+        return max(self.running.values(), key=lambda sequence: sequence.order)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Takes slot and KV from a running sequence; it is the next one to get them again."""
+        self._move(sequence, Phase.WAITING)
+        self._leave(sequence, keep=False)
+        sequence.num_computed = 0
+        sequence.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence, *, keep: bool) -> None:
+        del self.running[sequence.id]
+        self._kv.release(sequence, keep=keep)
+        sequence.leader = None
+        for other in self.running.values():
+            if other.leader is sequence:
+                other.leader = None
+                other.share_at = -1  # looks again for what there is now
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self._budget.max_sequences:
+            sequence = self.waiting[0]
+            sequence.order = self._order + 1
+            if self.running and not self._kv.has_room_for(sequence):
+                return
+            self.waiting.popleft()
+            self._order += 1
             self.running[sequence.id] = sequence
             self._move(sequence, Phase.PREFILL)
-            yield sequence
+            self._look_for_prefix(sequence)
+
+    def _begin(self) -> Iterator[Sequence]:
+        """Sequences whose first own token can be planned from now on."""
+        for sequence in self.running.values():
+            if sequence.share_at < 0:
+                self._look_for_prefix(sequence)
+            elif sequence.leader is not None and sequence.leader.num_computed >= sequence.share_at:
+                sequence.leader, sequence.share_at = None, 0
+                self._fill(sequence)
+            if sequence.leader is None and not sequence.is_started:
+                sequence.is_started = True
+                yield sequence
+
+    def _look_for_prefix(self, sequence: Sequence) -> None:
+        sequence.share_at = 0
+        have = self._kv.find(sequence).length
+        match = self._kv.find_leader(sequence, have)
+        if match.place is None:
+            self._fill(sequence)
+            return
+        if sequence.sequence_id < 0:
+            self._kv.reserve(sequence)
+        sequence.leader, sequence.share_at = match.place.owner, match.length
+
+    def _fill(self, sequence: Sequence) -> None:
+        length = self._kv.fill(sequence)
+        if not sequence.is_started:
+            sequence.num_cached = min(length, sequence.num_prompt)
+
+    def _prefill(self, num_decode: int) -> Iterator[PlanItem]:
+        """Prompt tokens beside `num_decode` others: the oldest sequence and the shortest rest first."""
+        ready = [s for s in self.running.values() if s.phase is Phase.PREFILL and s.leader is None]
+        if not ready:
+            return
+        budget = self._prefill_budget(num_decode, sum(sequence.num_left for sequence in ready))
+        outputs = self._budget.max_outputs - self._budget.max_sequences + 1
+        oldest = ready[0]
+        # A long prompt does not keep short ones waiting, and they leave half of the step to it.
+        kept = min(oldest.num_left, (budget + 1) // 2)
+        ready.sort(key=lambda sequence: sequence.num_left)
+        for sequence in ready:
+            kept = 0 if sequence is oldest else kept
+            count = min(sequence.num_left, max(0, budget - kept))
+            if sequence.output.wants_prompt_logprobs:
+                count = min(count, outputs)
+                outputs -= count
+            if not self._can_cut:
+                count = self._until_shared(sequence, count)
+            if count > 0:
+                yield PlanItem(sequence, sequence.num_computed, count)
+                budget -= count
+
+    def _prefill_budget(self, num_decode: int, wanted: int) -> int:
+        most = min(wanted, self._budget.batch_tokens - num_decode)
+        if not num_decode:
+            return min(most, LONE_PREFILL_TOKENS)
+        decode_s = self._cost.predict(num_decode)
+        target_s = self._budget.target_s or max(
+            DECODE_STEPS * decode_s, LEAST_TARGET_S, self._cost.predict(EFFICIENT_TOKENS)
+        )
+        if self._unified:
+            return self._cost.most(target_s, most, beside=num_decode)
+        # Decode and prefill are computed one after the other there.
+        return self._cost.most(target_s - decode_s, most)
+
+    def _until_shared(self, sequence: Sequence, count: int) -> int:
+        """A state that cannot be cut is copied exactly where a follower needs it: a chunk ends there."""
+        ends = [
+            other.share_at - sequence.num_computed
+            for other in self.running.values()
+            if other.leader is sequence and other.share_at > sequence.num_computed
+        ]
+        return min([count, *ends])
 
     def _move(self, sequence: Sequence, phase: Phase) -> None:
         if phase not in MOVES[sequence.phase]:

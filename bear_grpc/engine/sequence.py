@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from ..backend.base import Sampler
-from ..types import SamplingParams, StopParams, Timings, Usage
+from ..backend.base import Matcher
+from ..types import OutputParams, SamplingParams, StopParams, Timings, Usage
+from .echo import Echo
+from .sampling import TokenSampler
 from .stop import TextMachine
 
 
@@ -21,11 +23,12 @@ class Phase(enum.Enum):
     FAILED = "failed"
 
 
-# Every move that exists; terminal phases have no exit.
+# Every move that exists; terminal phases have no exit. Back to WAITING is preemption.
+_ENDS = frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.FAILED})
 MOVES: dict[Phase, frozenset[Phase]] = {
     Phase.WAITING: frozenset({Phase.PREFILL, Phase.CANCELLED, Phase.FAILED}),
-    Phase.PREFILL: frozenset({Phase.DECODE, Phase.FINISHED, Phase.CANCELLED, Phase.FAILED}),
-    Phase.DECODE: frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.FAILED}),
+    Phase.PREFILL: _ENDS | {Phase.DECODE, Phase.WAITING},
+    Phase.DECODE: _ENDS | {Phase.WAITING},
     Phase.FINISHED: frozenset(),
     Phase.CANCELLED: frozenset(),
     Phase.FAILED: frozenset(),
@@ -38,6 +41,8 @@ class Sequence:
 
     `tokens` is the prompt and, after it, what was drawn; `num_computed` of them
     are in the KV cache. The last drawn token is not, until the next step.
+    `leader` is a sequence whose first `share_at` tokens are the same and under
+    way: this one waits for them instead of computing them too.
     """
 
     id: int
@@ -48,15 +53,26 @@ class Sequence:
     text: TextMachine
     received_s: float
     credit: int
-    want_tokens: bool = False
+    output: OutputParams = dataclasses.field(default_factory=OutputParams)
+    scope: str = ""
+    matcher: Matcher | None = None
+    echo: Echo | None = None
+    truncated: int = 0
     num_prompt: int = dataclasses.field(init=False)
     num_computed: int = 0
+    num_cached: int = 0
     phase: Phase = Phase.WAITING
+    order: int = 0
     sequence_id: int = -1
-    sampler: Sampler | None = None
+    leader: Sequence | None = None
+    share_at: int = 0
+    sampler: TokenSampler | None = None
+    is_started: bool = False
+    preemptions: int = 0
     admitted_s: float = 0.0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
+    sampling_s: float = 0.0
     stalled_since_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +89,16 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def most_tokens(self) -> int:
+        """What it may come to: prompt and completion."""
+        return self.num_prompt + self.max_tokens
+
+    @property
+    def most_cached(self) -> int:
+        """How many of its tokens may come from elsewhere: one must be computed for its logits."""
+        return 0 if self.output.wants_prompt_logprobs else len(self.tokens) - 1
+
+    @property
     def is_live(self) -> bool:
         """Whether it has an ending still to come."""
         return bool(MOVES[self.phase])
@@ -80,7 +106,7 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         """Token counts up to now."""
-        return Usage(self.num_prompt, 0, self.num_completion)
+        return Usage(self.num_prompt, self.num_cached, self.num_completion)
 
     def timings(self, now: float) -> Timings:
         """Times up to `now`, of the same clock as `received_s`."""
@@ -90,4 +116,6 @@ class Sequence:
             prefill_s=first - self.admitted_s,
             decode_s=(self.last_token_s - first) if self.num_completion else 0.0,
             total_s=now - self.received_s,
+            sampling_s=self.sampling_s,
+            preemptions=self.preemptions,
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from ..errors import (
+    BackendError,
     BearError,
     EngineStartFailed,
     ModelUnloaded,
@@ -20,11 +20,13 @@ from ..errors import (
     from_record,
 )
 from ..protocol import (
+    Costs,
     Delta,
     Ended,
     Failed,
     Finished,
     Load,
+    Prefilled,
     Progress,
     Ready,
     SequenceEvent,
@@ -35,7 +37,17 @@ from ..protocol import (
     TextResult,
     ToServer,
 )
-from ..types import EngineStats, GenerationInput, LoadOptions, SamplingParams, StopParams
+from ..types import (
+    Constraint,
+    CostTable,
+    EngineStats,
+    GenerationInput,
+    LoadOptions,
+    OutputParams,
+    OverflowPolicy,
+    SamplingParams,
+    StopParams,
+)
 from .generation import Generation
 from .link import WorkerLink
 from .share import CpuShare
@@ -43,12 +55,16 @@ from .spawner import Spawner
 
 log = logging.getLogger(__name__)
 
+DEFAULT_OUTPUT = OutputParams()
+
 
 class ExecutorLimits(msgspec.Struct, frozen=True):
-    """Bounds of one model's executor."""
+    """What one model's executor may do. `step_target_s` 0: chosen by the worker."""
 
     max_waiting: int = 512
     stall_timeout_s: float = 30.0
+    step_target_s: float = 0.0
+    share_prefixes: bool = True
 
 
 class ModelExecutor:
@@ -66,17 +82,21 @@ class ModelExecutor:
         share: CpuShare,
         limits: ExecutorLimits,
         on_progress: Callable[[Progress], None],
+        on_costs: Callable[[list[CostTable]], None],
         on_crash: Callable[[str], None],
     ) -> None:
-        """`on_crash` is called once if the process ends unasked after it was ready."""
+        """`on_costs` gets what has been measured; `on_crash` is called once if the process
+        ends unasked after it was ready."""
         self.name = name
         self.stats = EngineStats()
         self._spawner = spawner
         self._share = share
         self._limits = limits
         self._on_progress = on_progress
+        self._on_costs = on_costs
         self._on_crash = on_crash
-        self._ids = itertools.count(1)
+        self._next_id = 1
+        # By the ids of their sequences, as long as these run or wait.
         self._generations: dict[int, Generation] = {}
         self._texts: dict[int, asyncio.Future[TextResult]] = {}
         self._idle = asyncio.Event()
@@ -98,10 +118,17 @@ class ModelExecutor:
 
     @property
     def in_flight(self) -> int:
-        """Generations that have not ended."""
+        """Sequences that have not ended."""
         return len(self._generations)
 
-    async def load(self, path: Path, options: LoadOptions, cores: int) -> Ready:
+    @property
+    def requests_in_flight(self) -> int:
+        """Generations that have not ended, each with one or more sequences."""
+        return len(set(self._generations.values()))
+
+    async def load(
+        self, path: Path, options: LoadOptions, cores: int, costs: Sequence[CostTable] = ()
+    ) -> Ready:
         """Starts the worker and loads the model. On any error the worker is gone.
 
         Raises what the worker says (ModelFileInvalid, InvalidField, …) or
@@ -110,7 +137,18 @@ class ModelExecutor:
         self._ready = asyncio.get_running_loop().create_future()
         try:
             self._link = await WorkerLink.start(self.name, self._spawner, self._take, self._end)
-            self._link.send(Load(self.name, str(path), options, cores, self._limits.stall_timeout_s))
+            limits = self._limits
+            frame = Load(
+                self.name,
+                str(path),
+                options,
+                cores,
+                stall_timeout_s=limits.stall_timeout_s,
+                step_target_s=limits.step_target_s,
+                share_prefixes=limits.share_prefixes,
+                cost_tables=list(costs),
+            )
+            self._link.send(frame)
             ready = await self._ready
         except OSError as exc:
             raise EngineStartFailed(f"the worker process could not be started ({exc.strerror})") from exc
@@ -127,20 +165,38 @@ class ModelExecutor:
         sampling: SamplingParams,
         stop: StopParams,
         *,
-        want_tokens: bool = False,
+        n: int = 1,
+        output: OutputParams = DEFAULT_OUTPUT,
+        constraint: Constraint | None = None,
+        overflow: OverflowPolicy = OverflowPolicy.ERROR,
+        scope: str = "",
         received_s: float | None = None,
     ) -> Generation:
-        """Hands a request to the worker; the caller must `close` what it gets.
+        """Hands a request for `n` answers to the worker; the caller must `close` what it gets.
 
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
         """
         link = self._live_link()
-        if len(self._generations) - self.stats.running >= self._limits.max_waiting:
+        waiting = len(self._generations) - self.stats.running
+        # An empty queue takes any request, however many answers it asks for.
+        if waiting > 0 and waiting + n > self._limits.max_waiting:
             raise QueueFull(self.name, self._limits.max_waiting)
         received = time.monotonic() if received_s is None else received_s
-        generation = Generation(next(self._ids), received, link.send)
-        link.send(Submit(generation.id, source, sampling, stop, received, want_tokens))
-        self._generations[generation.id] = generation
+        generation = Generation(self._take_ids(n), received, link.send)
+        submit = Submit(
+            generation.ids.start,
+            source,
+            sampling,
+            stop,
+            received,
+            n=n,
+            output=output,
+            constraint=constraint,
+            overflow=overflow,
+            scope=scope,
+        )
+        link.send(submit)
+        self._generations.update(dict.fromkeys(generation.ids, generation))
         if self._idle.is_set():
             self._idle.clear()
             self._share.set_busy(self, True)
@@ -158,7 +214,7 @@ class ModelExecutor:
         link = self._live_link()
         if len(self._texts) >= self._limits.max_waiting:
             raise QueueFull(self.name, self._limits.max_waiting)
-        id = next(self._ids)
+        (id,) = self._take_ids(1)
         future: asyncio.Future[TextResult] = asyncio.get_running_loop().create_future()
         self._texts[id] = future
         try:
@@ -171,13 +227,13 @@ class ModelExecutor:
         return result
 
     async def drain(self, timeout_s: float) -> int:
-        """Takes nothing new and waits for what runs; gives how many were left at the end."""
+        """Takes nothing new and waits for what runs; gives how many requests were left."""
         self._refusing = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
-            return len(self._generations)
+            return self.requests_in_flight
         return 0
 
     async def stop(self) -> None:
@@ -192,6 +248,12 @@ class ModelExecutor:
         if self._link is not None:
             self._link.process.kill()
             await self._link.gone.wait()
+
+    def _take_ids(self, count: int) -> range:
+        """Ids that follow each other and were never used for this worker."""
+        ids = range(self._next_id, self._next_id + count)
+        self._next_id = ids.stop
+        return ids
 
     def _live_link(self) -> WorkerLink:
         if self._refusing or self._stopping or self._link is None:
@@ -211,6 +273,8 @@ class ModelExecutor:
                     future.set_result(frame)
             case Progress():
                 self._on_progress(frame)
+            case Costs():
+                self._on_costs(frame.tables)
             case Ready() if self._ready is not None and not self._ready.done():
                 self._ready.set_result(frame)
             case Failed() if self._ready is not None and not self._ready.done():
@@ -221,18 +285,23 @@ class ModelExecutor:
         if generation is None:
             return
         match event:
-            case Started() | Delta():
+            case Started() | Prefilled() | Delta():
                 generation.push(event)
             case Finished():
                 generation.push(event)
-                self._forget(generation)
+                self._forget(event.id)
             case Ended():
-                if event.error is not None:
-                    generation.fail(from_record(event.error))
-                self._forget(generation)
+                # After a cancel of ours this changes nothing: the generation has ended already.
+                generation.fail(self._error_of(event), event.id)
+                self._forget(event.id)
 
-    def _forget(self, generation: Generation) -> None:
-        del self._generations[generation.id]
+    def _error_of(self, event: Ended) -> BearError:
+        if event.error is not None:
+            return from_record(event.error)
+        return ModelUnloaded(self.name) if self._stopping else BackendError("the worker gave it up")
+
+    def _forget(self, id: int) -> None:
+        del self._generations[id]
         if not self._generations:
             self._idle.set()
             self._share.set_busy(self, False)
@@ -243,9 +312,9 @@ class ModelExecutor:
         asked = self._stopping
         self._stopping = True
         error: BearError = ModelUnloaded(self.name) if asked else WorkerCrashed(self.name, how)
-        for generation in list(self._generations.values()):
-            generation.fail(error)
-            self._forget(generation)
+        for id, generation in list(self._generations.items()):
+            generation.fail(error, id)
+            self._forget(id)
         for future in self._texts.values():
             if not future.done():
                 future.set_exception(error)

@@ -1,4 +1,4 @@
-"""One generation as its reader sees it: events, and exactly one ending."""
+"""One request as its reader sees it: the events of its answers, and exactly one ending of each."""
 
 from __future__ import annotations
 
@@ -11,99 +11,138 @@ from typing import Self
 import msgspec
 
 from ..errors import BearError
-from ..protocol import Cancel, Credit, Delta, Finished, Frame, Started
+from ..protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Started
 
 # Credit goes back in lots: a frame per token would cost the worker a wake-up each.
 CREDIT_LOT_TOKENS = 32
+# Bounds a merged message: an echoed prompt with the most likely tokens takes some 600 bytes each.
+MAX_MERGED_TOKENS = 256
 
-Event = Started | Delta | Finished
+Event = Started | Prefilled | Delta | Finished
+
+
+class _Branch:
+    """One answer: what has come of it and is not read yet, and the credit it is owed."""
+
+    def __init__(self, index: int, id: int) -> None:
+        self.index = index
+        self.id = id
+        self.events: collections.deque[Event] = collections.deque()
+        self.ended = False
+        self.owed = 0
+        self.first_text_s: float | None = None
+
+    def take(self) -> Event:
+        """The next event; what follows it and is of the same kind becomes part of it."""
+        event = self.events.popleft()
+        if isinstance(event, Delta):
+            return self._merge(event)
+        if isinstance(event, Prefilled):
+            while self.events and isinstance(self.events[0], Prefilled):
+                event = self.events.popleft()
+        return event
+
+    def _merge(self, first: Delta) -> Delta:
+        parts, tokens = [first], len(first.tokens)
+        while self.events and isinstance(following := self.events[0], Delta):
+            tokens += len(following.tokens)
+            if tokens > MAX_MERGED_TOKENS:
+                break
+            self.events.popleft()
+            parts.append(following)
+        if len(parts) == 1:
+            return first
+        return Delta(
+            first.id,
+            "".join(part.text for part in parts),
+            sum(part.count for part in parts),
+            [token for part in parts for token in part.tokens],
+        )
 
 
 class Generation:
-    """An async iterator of Started, Delta … and one Finished, or an error.
+    """An async iterator of answers' indices and events: for each index Started, Delta …, one Finished.
 
-    What has queued up is given as one Delta. Credit goes back as the reader
-    takes events, so a reader that stops reading stops the work. `close` ends
-    the work if it has not ended; always call it.
+    Or an error, which is of all answers: what came before it is read first, the others
+    are cancelled. What has queued up of an answer is given as one Delta. Credit goes back
+    as the reader takes events, so a reader that stops reading stops the work. `close`
+    ends the work that has not ended; always call it.
     """
 
-    def __init__(self, id: int, received_s: float, send: Callable[[Frame], None]) -> None:
-        self.id = id
+    def __init__(self, ids: range, received_s: float, send: Callable[[Frame], None]) -> None:
+        """Answer i has the id `ids[i]`."""
+        self.ids = ids
         self._received_s = received_s
         self._send = send
-        self._events: collections.deque[Event] = collections.deque()
+        self._branches = [_Branch(index, id) for index, id in enumerate(ids)]
+        # Branches with events, the one that waits longest first.
+        self._readable: collections.deque[_Branch] = collections.deque()
+        self._read_last: _Branch | None = None
         self._error: BearError | None = None
-        self._ended = False
-        self._owed = 0
-        self._first_text_s: float | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether the worker has told its ending, or an error has ended it."""
-        return self._ended
+        """Whether every answer has its ending, from the worker or by an error."""
+        return all(branch.ended for branch in self._branches)
 
     def push(self, event: Event) -> None:
         """The executor: an event of the worker's."""
-        self._events.append(event)
-        self._ended = self._ended or isinstance(event, Finished)
+        branch = self._branches[event.id - self.ids.start]
+        if branch.ended:
+            return  # cancelled, the worker did not know yet
+        if not branch.events:
+            self._readable.append(branch)
+        branch.events.append(event)
+        branch.ended = isinstance(event, Finished)
         self._wake()
 
-    def fail(self, error: BearError) -> None:
-        """The executor: the ending is an error. What has been queued is read before it."""
-        if not self._ended:
-            self._ended = True
+    def fail(self, error: BearError, id: int) -> None:
+        """The executor: the ending of a sequence is an error. It ends the others."""
+        if not self.ended:
+            self._branches[id - self.ids.start].ended = True
             self._error = error
+            self.close()
             self._wake()
 
     def close(self) -> None:
-        """Ends the work if it has not ended; nothing more is given."""
-        if not self._ended:
-            self._ended = True
-            self._send(Cancel(self.id))
+        """Ends the work that has not ended; the worker sends nothing more that is read."""
+        for branch in self._branches:
+            if not branch.ended:
+                branch.ended = True
+                self._send(Cancel(branch.id))
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> tuple[int, Event]:
         self._return_credit()
-        while not self._events:
+        while not self._readable:
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self.ended:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        event = self._events.popleft()
+        self._read_last = branch = self._readable.popleft()
+        event = branch.take()
+        if branch.events:
+            self._readable.append(branch)
         if isinstance(event, Delta):
-            return self._merge(event)
-        if isinstance(event, Finished) and self._first_text_s is not None:
-            timings = msgspec.structs.replace(event.timings, ttft_s=self._first_text_s - self._received_s)
-            return msgspec.structs.replace(event, timings=timings)
-        return event
-
-    def _merge(self, first: Delta) -> Delta:
-        """`first` with all that follows it directly in the queue."""
-        parts = [first]
-        while self._events and isinstance(self._events[0], Delta):
-            parts.append(self._events.popleft())  # type: ignore[arg-type]
-        merged = first
-        if len(parts) > 1:
-            merged = Delta(
-                first.id,
-                "".join(part.text for part in parts),
-                sum(part.count for part in parts),
-                [token for part in parts for token in part.tokens],
-            )
-        if self._first_text_s is None and merged.text:
-            self._first_text_s = time.monotonic()
-        self._owed += merged.count
-        return merged
+            if branch.first_text_s is None and event.text:
+                branch.first_text_s = time.monotonic()
+            branch.owed += event.count
+        elif isinstance(event, Finished) and branch.first_text_s is not None:
+            timings = msgspec.structs.replace(event.timings, ttft_s=branch.first_text_s - self._received_s)
+            event = msgspec.structs.replace(event, timings=timings)
+        return branch.index, event
 
     def _return_credit(self) -> None:
-        if self._owed >= CREDIT_LOT_TOKENS and not self._ended:
-            self._send(Credit(self.id, self._owed))
-            self._owed = 0
+        """The reader has come back: it has done with what it was given last."""
+        branch = self._read_last
+        if branch is not None and branch.owed >= CREDIT_LOT_TOKENS and not branch.ended:
+            self._send(Credit(branch.id, branch.owed))
+            branch.owed = 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -12,6 +12,7 @@ from ..executor.executor import ModelExecutor
 from ..protocol import Ready
 from ..types import (
     DEFAULT_MAX_TOKENS,
+    CostTable,
     EngineStats,
     GenerationDefaults,
     LoadOptions,
@@ -99,6 +100,7 @@ class ModelEntry:
     executor: ModelExecutor | None = None
     ready: Ready | None = None
     load_seconds: float = 0.0
+    cost_tables: list[CostTable] = dataclasses.field(default_factory=list)
 
     def move(self, state: ModelState, reason: StateReason | None = None, message: str = "") -> None:
         """To another state; leaving a state forgets what belonged to it."""

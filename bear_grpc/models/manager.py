@@ -24,7 +24,8 @@ from ..executor.executor import ExecutorLimits, ModelExecutor
 from ..executor.share import CpuShare
 from ..executor.spawner import Spawner
 from ..protocol import Progress
-from ..types import LoadOptions, ModelState, StateReason
+from ..types import CostTable, LoadOptions, ModelState, StateReason
+from .costs import CostStore, is_sound
 from .entry import ModelEntry, header_of
 from .shelf import Shelf
 
@@ -44,14 +45,19 @@ class Unloaded:
 class ModelManager:
     """Event loop only. Loads and unloads go on when their callers leave."""
 
-    def __init__(self, shelf: Shelf, *, spawner: Spawner, limits: ExecutorLimits, cores: int) -> None:
+    def __init__(
+        self, shelf: Shelf, *, spawner: Spawner, costs: CostStore, limits: ExecutorLimits, cores: int
+    ) -> None:
         self._shelf = shelf
+        self._costs = costs
         self._spawner = spawner
         self._limits = limits
         self._cores = cores
         self._share = CpuShare()
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._unloads: dict[str, asyncio.Task[Unloaded]] = {}
+        # Files follow each other in the order of the measurements.
+        self._keeping: dict[str, asyncio.Task[None]] = {}
         self.draining = False
 
     async def load(self, name: str, options: LoadOptions | None = None) -> tuple[ModelEntry, float]:
@@ -115,6 +121,7 @@ class ModelManager:
                 await entry.executor.stop()
         busy = [entry.name for entry in self._shelf.list() if entry.executor is not None]
         await asyncio.gather(*(self.unload(name, 0.0) for name in busy), return_exceptions=True)
+        await asyncio.gather(*self._keeping.values())
 
     def _begin_load(self, entry: ModelEntry, options: LoadOptions) -> asyncio.Task[None] | None:
         """The task of a load, begun or joined; None if the model is loaded as asked."""
@@ -158,6 +165,9 @@ class ModelManager:
             entry.stage, entry.fraction = progress.stage, progress.fraction
             self._shelf.feed.publish(entry.status())
 
+        def on_costs(tables: list[CostTable]) -> None:
+            self._keep_costs(entry, tables)
+
         def on_crash(how: str) -> None:
             if entry.state is not ModelState.UNLOADING:  # an unload ends as it would have
                 self._move(entry, ModelState.FAILED, StateReason.WORKER_CRASHED, f"the worker ended: {how}")
@@ -168,6 +178,7 @@ class ModelManager:
             share=self._share,
             limits=self._limits,
             on_progress=on_progress,
+            on_costs=on_costs,
             on_crash=on_crash,
         )
         self._shelf.feed.publish(entry.status())
@@ -176,7 +187,8 @@ class ModelManager:
                 # The path may have become a link since it was registered.
                 await asyncio.to_thread(self._shelf.resolve, str(entry.path))
             entry.header = await asyncio.to_thread(header_of, entry.path)
-            entry.ready = await executor.load(entry.path, entry.asked, self._cores)
+            entry.cost_tables = await asyncio.to_thread(self._costs.read, entry.path)
+            entry.ready = await executor.load(entry.path, entry.asked, self._cores, entry.cost_tables)
         except asyncio.CancelledError:
             self._move(entry, ModelState.AVAILABLE)
             raise ModelUnloaded(entry.name) from None
@@ -209,6 +221,25 @@ class ModelManager:
         self._move(entry, ModelState.AVAILABLE)
         log.info("%s is unloaded, %d bytes are free again", entry.name, held)
         return Unloaded(held, cancelled)
+
+    def _keep_costs(self, entry: ModelEntry, tables: list[CostTable]) -> None:
+        """Takes what a worker has measured; on the disk it replaces what was there."""
+        if not all(map(is_sound, tables)):
+            log.warning("the worker of %s sent step times that are none", entry.name)
+            return
+        entry.cost_tables = tables
+        writing = self._keeping.get(entry.name)
+        if writing is None or writing.done():
+            task = asyncio.create_task(self._write_costs(entry))
+            self._keeping[entry.name] = task
+            task.add_done_callback(functools.partial(_forget, self._keeping, entry.name))
+
+    async def _write_costs(self, entry: ModelEntry) -> None:
+        """Writes until what is written is what is known."""
+        written: list[CostTable] | None = None
+        while written is not entry.cost_tables:
+            written = entry.cost_tables
+            await asyncio.to_thread(self._costs.write, entry.path, written)
 
     def _move(
         self, entry: ModelEntry, state: ModelState, reason: StateReason | None = None, message: str = ""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import urllib.parse
 from pathlib import Path
 
 import msgspec
 
 from ..types import GenerationDefaults, LoadOptions
+from .files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +26,7 @@ class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Registry:
-    """The registrations in a folder. Blocking calls: not for the event loop's thread.
-
-    A file is written beside its place and renamed into it: a crash leaves the
-    old registration or the new one.
-    """
+    """The registrations in a folder. Blocking calls: not for the event loop's thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,17 +43,7 @@ class Registry:
 
     def write(self, registration: Registration) -> None:
         """Adds or replaces a registration. Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=self._folder, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(registration)))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(partial).replace(self._file(registration.name))
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        write_whole(self._file(registration.name), msgspec.json.format(msgspec.json.encode(registration)))
 
     def remove(self, name: str) -> None:
         """Forgets a registration; nothing if there is none."""

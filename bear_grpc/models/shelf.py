@@ -26,6 +26,7 @@ from ..executor.probe import probe
 from ..executor.spawner import Spawner
 from ..types import GenerationDefaults, ModelState
 from .catalog import read_catalog
+from .costs import CostStore
 from .entry import ModelEntry, header_of
 from .feed import StatusFeed
 from .registry import Registration, Registry
@@ -45,6 +46,7 @@ class Shelf:
         *,
         spawner: Spawner,
         registry: Registry,
+        costs: CostStore,
         allowed_roots: list[Path],
         configured: Mapping[str, ModelConfig] | None = None,
     ) -> None:
@@ -52,6 +54,7 @@ class Shelf:
         self.allowed_roots = [root.resolve() for root in allowed_roots]
         self._spawner = spawner
         self._registry = registry
+        self._costs = costs
         self._configured = configured or {}
         self._entries: dict[str, ModelEntry] = {}
         # As they were asked for: the server's configuration over them is not written back.
@@ -179,6 +182,7 @@ class Shelf:
             if entry.header is None:
                 entry.header = await asyncio.to_thread(header_of, entry.path)
             entry.size_bytes = entry.header.file_bytes
+            entry.cost_tables = await asyncio.to_thread(self._costs.read, entry.path)
         except BearError as exc:
             entry.state, entry.message = ModelState.ABSENT, exc.message
         if entry.header is not None and not entry.sha256:

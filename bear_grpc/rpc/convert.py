@@ -6,7 +6,8 @@ Functions `x_from_proto` and `x_to_proto` undo each other.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,9 +17,11 @@ from ..errors import FeatureUnsupported, FieldViolation, InvalidField
 from ..models.entry import ModelEntry, ModelStatus
 from ..models.gguf import ArraySummary, GgufHeader
 from ..types import (
+    CostTable,
     GenerationDefaults,
     KvCacheType,
     LoadOptions,
+    SamplerKind,
     SamplingParams,
     check,
 )
@@ -30,6 +33,8 @@ E = TypeVar("E", bound=enum.Enum)
 T = TypeVar("T")
 
 _INT64_MAX = 2**63 - 1
+# Fields of SamplingParams that are lists in the contract: empty is unset.
+_REPEATED = ("logit_bias", "dry_sequence_breakers", "sampler_order")
 
 
 class Collector:
@@ -72,8 +77,6 @@ def load_options_from_proto(message: pb.LoadOptions, prefix: str = "options") ->
     """Raises InvalidField naming every field that is out of its limits."""
     if message.HasField("keep_alive"):
         raise FeatureUnsupported(f"{prefix}.keep_alive")
-    if message.HasField("kv_cache_tokens"):
-        raise FeatureUnsupported(f"{prefix}.kv_cache_tokens")
     values: dict[str, Any] = {
         name: getattr(message, name)
         for name in LoadOptions.__struct_fields__
@@ -102,13 +105,36 @@ def load_options_to_proto(options: LoadOptions) -> pb.LoadOptions:
 
 def overrides_from_proto(message: inference_pb.SamplingParams) -> dict[str, Any]:
     """The sampling values that are set, by name. Raises InvalidField for bad ones."""
-    names = [name for name in SamplingParams.__struct_fields__ if name != "logit_bias"]
+    wrong = Collector()
+    names = [name for name in SamplingParams.__struct_fields__ if name not in _REPEATED]
     values: dict[str, Any] = {name: getattr(message, name) for name in names if message.HasField(name)}  # type: ignore[arg-type]
     if message.logit_bias:
         values["logit_bias"] = tuple((bias.token_id, bias.bias) for bias in message.logit_bias)
+    if message.dry_sequence_breakers:
+        values["dry_sequence_breakers"] = tuple(message.dry_sequence_breakers)
+    if message.sampler_order:
+        values["sampler_order"] = _sampler_order(message.sampler_order, wrong)
     # Unset fields have good values, so all that is found wrong was set.
-    check(SamplingParams(**values).violations())
+    wrong.found += SamplingParams(**values).violations()
+    wrong.raise_found()
     return values
+
+
+def _sampler_order(numbers: Iterable[int], wrong: Collector) -> tuple[SamplerKind, ...]:
+    kinds = []
+    for place, number in enumerate(numbers):
+        read = functools.partial(
+            enum_from_proto,
+            number,
+            inference_pb.SamplerKind,
+            "SAMPLER_KIND",
+            SamplerKind,
+            f"sampling.sampler_order[{place}]",
+        )
+        kind = wrong.take(read, None)
+        if kind is not None:
+            kinds.append(kind)
+    return tuple(kinds)
 
 
 def sampling_from_proto(message: inference_pb.SamplingParams) -> SamplingParams:
@@ -116,10 +142,12 @@ def sampling_from_proto(message: inference_pb.SamplingParams) -> SamplingParams:
 
 
 def sampling_to_proto(sampling: SamplingParams) -> inference_pb.SamplingParams:
-    values = msgspec.structs.asdict(sampling)
-    biases = values.pop("logit_bias")
+    values = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    biases, kinds = values.pop("logit_bias"), values.pop("sampler_order")
     return inference_pb.SamplingParams(
-        **values, logit_bias=[inference_pb.LogitBias(token_id=token, bias=bias) for token, bias in biases]
+        **values,
+        logit_bias=[inference_pb.LogitBias(token_id=token, bias=bias) for token, bias in biases],
+        sampler_order=[enum_to_proto(kind, inference_pb.SamplerKind, "SAMPLER_KIND") for kind in kinds],
     )
 
 
@@ -150,6 +178,7 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
         running_count=stats.running,
         waiting_count=max(0, status.in_flight - stats.running),
         kv_cache_used_token_count=stats.kv_used_tokens,
+        kv_cache_idle_token_count=stats.kv_idle_tokens,
         since_time=since,
         worker_process_id=status.pid,
     )
@@ -176,9 +205,19 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
                 finished_sequence_count=stats.finished,
                 cancelled_sequence_count=stats.cancelled,
                 failed_sequence_count=stats.failed,
+                cached_token_count=stats.cached_tokens,
+                preemption_count=stats.preemptions,
+                forward_seconds=stats.forward_s,
+                sampling_seconds=stats.sampling_s,
+                overhead_seconds=stats.overhead_s,
             )
         )
     return message
+
+
+def cost_table_to_proto(table: CostTable) -> pb.CostTable:
+    costs = [pb.StepCost(token_count=cost.tokens, seconds=cost.seconds) for cost in table.costs]
+    return pb.CostTable(repack=table.repack, threads=table.threads, costs=costs)
 
 
 def model_to_proto(entry: ModelEntry) -> pb.Model:
@@ -210,6 +249,7 @@ def model_to_proto(entry: ModelEntry) -> pb.Model:
         ),
         load_options=load_options_to_proto(entry.load_options),
         status=status_to_proto(entry.status()),
+        cost_tables=[cost_table_to_proto(table) for table in entry.cost_tables],
     )
     if header is not None:
         message.architecture = header.architecture or ""

@@ -15,33 +15,29 @@ import numpy as np
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
-from ..protocol import Delta, Finished, Started
-from ..types import MAX_SEED, GenerationInput, SamplingParams, TokensInput
+from ..types import MAX_SEED, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .convert import Collector, status_to_proto
-from .requests import (
-    GenerateSpec,
-    completed_to_proto,
-    delta_to_proto,
-    input_from_proto,
-    spec_from_proto,
-    started_to_proto,
-)
+from .events import response_to_proto
+from .requests import GenerateSpec, input_from_proto, spec_from_proto
 from .status import answer
+from .tenant import scope_of
+from .whole import Whole
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, shelf: Shelf, manager: ModelManager) -> None:
+    def __init__(self, shelf: Shelf, manager: ModelManager, prefix_sharing: str) -> None:
         self._shelf = shelf
         self._manager = manager
+        self._prefix_sharing = prefix_sharing
         self._running: set[str] = set()
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        async with aclosing(self._events(spec_from_proto(request))) as events:
+        async with aclosing(self._events(spec_from_proto(request), context)) as events:
             async for response in events:
                 await context.write(response)
 
@@ -50,35 +46,19 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         if not request.HasField("request"):
             raise InvalidField("request", "is required")
         try:
-            return await self._once(request.request)
+            return await self._once(request.request, context)
         except InvalidField as exc:
             within = [FieldViolation(f"request.{v.field}", v.description) for v in exc.violations]
             raise InvalidField.of(within) from exc
 
-    async def _once(self, request: pb.GenerateRequest) -> pb.GenerateOnceResponse:
+    async def _once(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateOnceResponse:
         """The events of a generation, put together."""
-        result = pb.GenerateOnceResponse()
-        choice = pb.Choice()
-        texts: list[str] = []
-        async with aclosing(self._events(spec_from_proto(request))) as events:
+        spec = spec_from_proto(request)
+        whole = Whole(spec.n)
+        async with aclosing(self._events(spec, context)) as events:
             async for response in events:
-                result.request_id = response.request_id
-                match response.WhichOneof("event"):
-                    case "started":
-                        result.started.CopyFrom(response.started)
-                    case "delta":
-                        texts.append(response.delta.text)
-                        choice.tokens.extend(response.delta.tokens)
-                    case "completed":
-                        completed = response.completed
-                        choice.finish_reason = completed.finish_reason
-                        if completed.HasField("stop_cause"):
-                            choice.stop_cause.CopyFrom(completed.stop_cause)
-                        choice.timings.CopyFrom(completed.timings)
-                        result.usage.CopyFrom(completed.usage)
-        choice.text = "".join(texts)
-        result.choices.append(choice)
-        return result
+                whole.add(response)
+        return whole.response()
 
     @answer
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
@@ -118,7 +98,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         finally:
             self._running.discard(request_id)
 
-    async def _events(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
+    async def _events(self, spec: GenerateSpec, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """All messages of a generation; its work ends with the iteration, however that ends."""
         received_s = time.monotonic()
         with self._hold_id(spec.request_id) as request_id:
@@ -130,34 +110,29 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             executor = await self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
             entry = self._shelf.get(executor.name)
             sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
-            ahead = executor.in_flight
+            ahead = executor.requests_in_flight
             generation = executor.generate(
-                spec.input, sampling, stop, want_tokens=spec.want_tokens, received_s=received_s
+                spec.input,
+                sampling,
+                stop,
+                n=spec.n,
+                output=spec.output,
+                constraint=spec.constraint,
+                overflow=spec.overflow,
+                scope=scope_of(context.peer(), self._prefix_sharing),
+                received_s=received_s,
             )
             try:
                 if spec.queue_progress and ahead:
                     queued = pb.Queued(position=ahead)
                     yield pb.GenerateResponse(request_id=request_id, queued=queued)
-                async for event in generation:
-                    message = self._response(event, executor.name, sampling)
+                async for index, event in generation:
+                    message = response_to_proto(index, event, entry, sampling)
                     if message is not None:
                         message.request_id = request_id
                         yield message
             finally:
                 generation.close()
-
-    def _response(
-        self, event: Started | Delta | Finished, model: str, sampling: SamplingParams
-    ) -> pb.GenerateResponse | None:
-        match event:
-            case Started():
-                entry = self._shelf.get(model)
-                return pb.GenerateResponse(started=started_to_proto(event, entry, sampling))
-            case Finished():
-                return pb.GenerateResponse(completed=completed_to_proto(event))
-        if not event.text and not event.tokens:
-            return None  # half a character, or held back for a stop sequence
-        return pb.GenerateResponse(delta=delta_to_proto(event))
 
     async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Status changes while the model is being loaded; ends when that has ended."""

@@ -1,4 +1,4 @@
-"""Inference requests from protobuf, checked; results to protobuf."""
+"""Inference requests from protobuf, checked."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from google.protobuf import json_format
 
 from ..errors import FeatureUnsupported, InvalidField
 from ..models.entry import ModelEntry
-from ..protocol import Delta, Finished, Started, Token
 from ..types import (
+    MAX_N,
+    MAX_TOP_LOGPROBS,
     ChatInput,
     ChatTurn,
+    Constraint,
     GenerationInput,
+    OutputParams,
+    OverflowPolicy,
     PromptInput,
     SamplingParams,
-    StopCause,
     StopParams,
-    Timings,
     TokensInput,
-    Usage,
 )
 from ..v1 import inference_service_pb2 as pb
-from .convert import Collector, enum_to_proto, overrides_from_proto, sampling_to_proto
+from .constraint import constraint_from_proto
+from .convert import Collector, enum_from_proto, overrides_from_proto
 
 MAX_TEXT_BYTES = 2**20
 MAX_MESSAGES = 1024
 MAX_TAG_BYTES = 64
-MAX_N = 16
-MAX_TOP_LOGPROBS = 20
 # Templates write the role between control tokens: it must not be able to form one.
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_REQUEST_ID_BYTES = 128
@@ -41,12 +41,15 @@ class GenerateSpec(msgspec.Struct, frozen=True):
 
     model: str
     input: GenerationInput
-    sampling: dict[str, Any]
-    stop: StopParams
-    want_tokens: bool
-    queue_progress: bool
-    load_if_needed: bool
-    request_id: str
+    sampling: dict[str, Any] = {}
+    stop: StopParams = StopParams()
+    n: int = 1
+    output: OutputParams = OutputParams()
+    constraint: Constraint | None = None
+    overflow: OverflowPolicy = OverflowPolicy.ERROR
+    queue_progress: bool = False
+    load_if_needed: bool = True
+    request_id: str = ""
 
     def complete(self, entry: ModelEntry, seed: int) -> tuple[SamplingParams, StopParams]:
         """Sampling and stop values in force; `seed` is used if the request has none."""
@@ -62,63 +65,65 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
     for name, limit in {"client_tag": MAX_TAG_BYTES, "request_id": MAX_REQUEST_ID_BYTES}.items():
         if len(getattr(request, name).encode()) > limit:
             wrong.add(name, f"must be at most {limit} bytes")
-    _check_numbers(request, wrong)
+    n = request.n if request.HasField("n") else 1
+    if not 1 <= n <= MAX_N:
+        wrong.add("n", f"must be 1 to {MAX_N}, is {n}")
+    if request.priority not in pb.Priority.values():
+        wrong.add("priority", f"must be a named value, is {request.priority}")
     stop = StopParams(
         max_tokens=request.stop.max_tokens if request.stop.HasField("max_tokens") else None,
         sequences=tuple(request.stop.sequences),
         token_ids=tuple(request.stop.token_ids),
         ignore_eos=request.stop.ignore_eos,
+        min_tokens=request.stop.min_tokens,
     )
     wrong.found += stop.violations()
     sampling: dict[str, Any] = wrong.take(lambda: overrides_from_proto(request.sampling), {})
+    constraint = wrong.take(lambda: constraint_from_proto(request), None)
     source: GenerationInput = TokensInput([])
     source = wrong.take(lambda: input_from_proto(request), source)
-    wrong.raise_found()
-    _refuse_unsupported(request)
-    return GenerateSpec(
+    spec = GenerateSpec(
         model=request.model,
         input=source,
         sampling=sampling,
         stop=stop,
-        want_tokens=request.output.token_ids,
+        n=n,
+        output=_output(request.output, wrong),
+        constraint=constraint,
+        overflow=wrong.take(lambda: _overflow(request.overflow_policy), OverflowPolicy.ERROR),
         queue_progress=request.output.queue_progress,
         load_if_needed=request.load_if_needed if request.HasField("load_if_needed") else True,
         request_id=request.request_id,
     )
+    wrong.raise_found()
+    _refuse_unsupported(request)
+    return spec
 
 
-def _check_numbers(request: pb.GenerateRequest, wrong: Collector) -> None:
-    """Limits of fields that are not used yet: a bad value is told even so."""
-    limits = {
-        "n": (request.n if request.HasField("n") else 1, 1, MAX_N),
-        "stop.min_tokens": (request.stop.min_tokens, 0, 2**31 - 1),
-        "output.top_logprobs": (request.output.top_logprobs, 0, MAX_TOP_LOGPROBS),
-    }
-    for field, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            wrong.add(field, f"must be {low} to {high}, is {value}")
-    for field, kind in {"priority": pb.Priority, "overflow_policy": pb.OverflowPolicy}.items():
-        if getattr(request, field) not in kind.values():
-            wrong.add(field, f"must be a named value, is {getattr(request, field)}")
+def _output(options: pb.OutputOptions, wrong: Collector) -> OutputParams:
+    if not 0 <= options.top_logprobs <= MAX_TOP_LOGPROBS:
+        wrong.add("output.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, is {options.top_logprobs}")
+    return OutputParams(
+        tokens=options.token_ids,
+        logprobs=options.logprobs,
+        top_logprobs=options.top_logprobs,
+        echo=options.echo,
+        prefill_progress=options.prefill_progress,
+    )
+
+
+def _overflow(number: int) -> OverflowPolicy:
+    if number == pb.OVERFLOW_POLICY_UNSPECIFIED:
+        return OverflowPolicy.ERROR
+    return enum_from_proto(number, pb.OverflowPolicy, "OVERFLOW_POLICY", OverflowPolicy, "overflow_policy")
 
 
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     """What the contract has and this server does not do yet: never ignored."""
-    output = request.output
-    asked = {
-        "constraint": request.HasField("constraint"),
-        "n above 1": request.n > 1,
-        "priority": request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL),
-        "overflow_policy other than ERROR": request.overflow_policy > pb.OVERFLOW_POLICY_ERROR,
-        "keep_alive": request.HasField("keep_alive"),
-        "stop.min_tokens": request.stop.min_tokens > 0,
-        "output.logprobs": output.logprobs or output.top_logprobs > 0,
-        "output.prefill_progress": output.prefill_progress,
-        "output.echo": output.echo,
-    }
-    for feature, wanted in asked.items():
-        if wanted:
-            raise FeatureUnsupported(feature)
+    if request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL):
+        raise FeatureUnsupported("priority")
+    if request.HasField("keep_alive"):
+        raise FeatureUnsupported("keep_alive")
 
 
 def input_from_proto(
@@ -171,61 +176,3 @@ def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
 def _check_text(field: str, size: int) -> None:
     if size > MAX_TEXT_BYTES:
         raise InvalidField(field, f"must be at most {MAX_TEXT_BYTES} bytes, is {size}")
-
-
-def started_to_proto(event: Started, entry: ModelEntry, sampling: SamplingParams) -> pb.Started:
-    return pb.Started(
-        model=entry.name,
-        sha256=entry.sha256,
-        prompt_token_count=event.prompt_tokens,
-        cached_token_count=event.cached_tokens,
-        sampling=sampling_to_proto(sampling),
-        max_tokens=event.max_tokens,
-    )
-
-
-def tokens_to_proto(tokens: list[Token]) -> list[pb.Token]:
-    return [pb.Token(id=token.id, piece=token.piece) for token in tokens]
-
-
-def delta_to_proto(event: Delta) -> pb.Delta:
-    return pb.Delta(text=event.text, tokens=tokens_to_proto(event.tokens))
-
-
-def completed_to_proto(event: Finished) -> pb.Completed:
-    return pb.Completed(
-        finish_reason=enum_to_proto(event.reason, pb.FinishReason, "FINISH_REASON"),
-        stop_cause=stop_cause_to_proto(event.cause),
-        usage=usage_to_proto(event.usage),
-        timings=timings_to_proto(event),
-    )
-
-
-def stop_cause_to_proto(cause: StopCause | None) -> pb.StopCause | None:
-    if cause is None:
-        return None
-    values = {name: value for name, value in msgspec.structs.asdict(cause).items() if value is not None}
-    return pb.StopCause(**values)
-
-
-def usage_to_proto(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        prompt_token_count=usage.prompt_tokens,
-        cached_token_count=usage.cached_tokens,
-        completion_token_count=usage.completion_tokens,
-    )
-
-
-def timings_to_proto(event: Finished) -> pb.Timings:
-    timings: Timings = event.timings
-    computed = event.usage.prompt_tokens - event.usage.cached_tokens
-    later = event.usage.completion_tokens - 1
-    return pb.Timings(
-        queue_seconds=timings.queue_s,
-        prefill_seconds=timings.prefill_s,
-        ttft_seconds=timings.ttft_s,
-        decode_seconds=timings.decode_s,
-        total_seconds=timings.total_s,
-        prefill_tokens_per_second=computed / timings.prefill_s if timings.prefill_s > 0 else 0.0,
-        decode_tokens_per_second=later / timings.decode_s if timings.decode_s > 0 and later > 0 else 0.0,
-    )

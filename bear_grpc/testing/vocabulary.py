@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..backend.base import Vocabulary
+from ..backend.base import Matcher, Vocabulary
+from ..types import Constraint
+
+if TYPE_CHECKING:
+    from ..backend.constraint import Compiler
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -30,7 +36,8 @@ class FakeVocabulary(Vocabulary):
         adds_space_prefix: bool = False,
     ) -> None:
         self.adds_space_prefix = adds_space_prefix
-        self.bos, self.eos = _BYTES, _BYTES + 1
+        self.bos = self.bos_token = _BYTES
+        self.eos = _BYTES + 1
         self._template = template
         self._texts = {_BYTES + place: text for place, text in enumerate(["<s>", "</s>", *controls])}
         self._ids = {text: token for token, text in self._texts.items()}
@@ -78,3 +85,14 @@ class FakeVocabulary(Vocabulary):
     def chat_template(self) -> str | None:
         """The template given at the start."""
         return self._template
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """A matcher at the beginning of a text. Raises GrammarInvalid."""
+        return self._compiler.compile(constraint)
+
+    @functools.cached_property
+    def _compiler(self) -> Compiler:
+        # llguidance is loaded only by those who constrain.
+        from ..backend.constraint import Compiler
+
+        return Compiler([self.piece(token) for token in range(self.size)], self.eog_tokens())

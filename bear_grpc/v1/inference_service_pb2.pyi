@@ -22,6 +22,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SamplerKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplerKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLER_KIND_UNSPECIFIED: _SamplerKind.ValueType  # 0
+    """Never valid."""
+    SAMPLER_KIND_PENALTIES: _SamplerKind.ValueType  # 1
+    """`repetition_penalty`, `frequency_penalty`, `presence_penalty`."""
+    SAMPLER_KIND_DRY: _SamplerKind.ValueType  # 2
+    """The fields `dry_`."""
+    SAMPLER_KIND_TOP_N_SIGMA: _SamplerKind.ValueType  # 3
+    """`top_n_sigma`."""
+    SAMPLER_KIND_TOP_K: _SamplerKind.ValueType  # 4
+    """`top_k`."""
+    SAMPLER_KIND_TYPICAL_P: _SamplerKind.ValueType  # 5
+    """`typical_p`."""
+    SAMPLER_KIND_TOP_P: _SamplerKind.ValueType  # 6
+    """`top_p`."""
+    SAMPLER_KIND_MIN_P: _SamplerKind.ValueType  # 7
+    """`min_p`."""
+    SAMPLER_KIND_XTC: _SamplerKind.ValueType  # 8
+    """The fields `xtc_`."""
+    SAMPLER_KIND_TEMPERATURE: _SamplerKind.ValueType  # 9
+    """`temperature` and the fields `dynamic_temperature_`."""
+
+class SamplerKind(_SamplerKind, metaclass=_SamplerKindEnumTypeWrapper):
+    """A filter of the sampler chain. May grow."""
+
+SAMPLER_KIND_UNSPECIFIED: SamplerKind.ValueType  # 0
+"""Never valid."""
+SAMPLER_KIND_PENALTIES: SamplerKind.ValueType  # 1
+"""`repetition_penalty`, `frequency_penalty`, `presence_penalty`."""
+SAMPLER_KIND_DRY: SamplerKind.ValueType  # 2
+"""The fields `dry_`."""
+SAMPLER_KIND_TOP_N_SIGMA: SamplerKind.ValueType  # 3
+"""`top_n_sigma`."""
+SAMPLER_KIND_TOP_K: SamplerKind.ValueType  # 4
+"""`top_k`."""
+SAMPLER_KIND_TYPICAL_P: SamplerKind.ValueType  # 5
+"""`typical_p`."""
+SAMPLER_KIND_TOP_P: SamplerKind.ValueType  # 6
+"""`top_p`."""
+SAMPLER_KIND_MIN_P: SamplerKind.ValueType  # 7
+"""`min_p`."""
+SAMPLER_KIND_XTC: SamplerKind.ValueType  # 8
+"""The fields `xtc_`."""
+SAMPLER_KIND_TEMPERATURE: SamplerKind.ValueType  # 9
+"""`temperature` and the fields `dynamic_temperature_`."""
+Global___SamplerKind: _TypeAlias = SamplerKind  # noqa: Y015
+
 class _OverflowPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -33,21 +85,23 @@ class _OverflowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overfl
     OVERFLOW_POLICY_ERROR: _OverflowPolicy.ValueType  # 1
     """CONTEXT_LENGTH_EXCEEDED."""
     OVERFLOW_POLICY_TRUNCATE_LEFT: _OverflowPolicy.ValueType  # 2
-    """The oldest tokens are left out."""
+    """The oldest tokens are left out, after a leading BOS."""
     OVERFLOW_POLICY_TRUNCATE_MIDDLE: _OverflowPolicy.ValueType  # 3
-    """Tokens of the middle are left out."""
+    """Tokens of the middle are left out, as many before as after it are kept."""
 
 class OverflowPolicy(_OverflowPolicy, metaclass=_OverflowPolicyEnumTypeWrapper):
-    """What happens to a prompt that is too long. May grow."""
+    """What happens to a prompt that leaves no room for `max_tokens` (if that is
+    unset: for the model's default, at most half of the context). May grow.
+    """
 
 OVERFLOW_POLICY_UNSPECIFIED: OverflowPolicy.ValueType  # 0
 """Unset: ERROR."""
 OVERFLOW_POLICY_ERROR: OverflowPolicy.ValueType  # 1
 """CONTEXT_LENGTH_EXCEEDED."""
 OVERFLOW_POLICY_TRUNCATE_LEFT: OverflowPolicy.ValueType  # 2
-"""The oldest tokens are left out."""
+"""The oldest tokens are left out, after a leading BOS."""
 OVERFLOW_POLICY_TRUNCATE_MIDDLE: OverflowPolicy.ValueType  # 3
-"""Tokens of the middle are left out."""
+"""Tokens of the middle are left out, as many before as after it are kept."""
 Global___OverflowPolicy: _TypeAlias = OverflowPolicy  # noqa: Y015
 
 class _Priority:
@@ -239,8 +293,8 @@ Global___ChatInput: _TypeAlias = ChatInput  # noqa: Y015
 @_typing.final
 class SamplingParams(_message.Message):
     """How the next token is drawn. Unset fields take the model's defaults
-    (`Model.defaults`); a set 0 is a 0. Numbers 14 to 40 are free for further
-    samplers.
+    (`Model.defaults`); a set 0 is a 0. Samplers that are named nowhere are
+    off. Numbers 12 and 32 to 40 are free for further samplers.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -256,6 +310,23 @@ class SamplingParams(_message.Message):
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    TOP_N_SIGMA_FIELD_NUMBER: _builtins.int
+    XTC_PROBABILITY_FIELD_NUMBER: _builtins.int
+    XTC_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DRY_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    DRY_BASE_FIELD_NUMBER: _builtins.int
+    DRY_ALLOWED_LENGTH_FIELD_NUMBER: _builtins.int
+    DRY_WINDOW_FIELD_NUMBER: _builtins.int
+    DRY_SEQUENCE_BREAKERS_FIELD_NUMBER: _builtins.int
+    DYNAMIC_TEMPERATURE_RANGE_FIELD_NUMBER: _builtins.int
+    DYNAMIC_TEMPERATURE_EXPONENT_FIELD_NUMBER: _builtins.int
+    MIROSTAT_FIELD_NUMBER: _builtins.int
+    MIROSTAT_TAU_FIELD_NUMBER: _builtins.int
+    MIROSTAT_ETA_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_P_TARGET_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_P_DECAY_FIELD_NUMBER: _builtins.int
+    MIN_KEEP_FIELD_NUMBER: _builtins.int
+    SAMPLER_ORDER_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Divides the logits. 0 takes the most likely token (greedy). 0 to 100.
     Server's default: 0.8.
@@ -290,9 +361,74 @@ class SamplingParams(_message.Message):
     """Makes a run repeatable: 0 to 4294967295. Unset: chosen at random and
     told in `started`.
     """
+    top_n_sigma: _builtins.float
+    """Keeps tokens whose logits lie within this many standard deviations of the
+    largest; 0 is off. 0 to 100. Default: 0.
+    """
+    xtc_probability: _builtins.float
+    """How often XTC removes the most likely tokens, 0 to 1; 0 is off.
+    Default: 0.
+    """
+    xtc_threshold: _builtins.float
+    """XTC removes all tokens at least this likely but the least likely of them.
+    0 to 1; above 0.5 is off. Default: 0.1.
+    """
+    dry_multiplier: _builtins.float
+    """Strength of DRY, which lowers tokens that would go on with a repetition;
+    0 is off. 0 to 100. Default: 0.
+    """
+    dry_base: _builtins.float
+    """How the strength grows with the length of the repetition. 1 to 100.
+    Default: 1.75.
+    """
+    dry_allowed_length: _builtins.int
+    """Repetitions of up to this many tokens are free. 1 to 1000. Default: 2."""
+    dry_window: _builtins.int
+    """How many of the last tokens DRY looks at; 0 is off, -1 is the whole
+    context. Default: -1.
+    """
+    dynamic_temperature_range: _builtins.float
+    """Temperature moves by up to this around `temperature` with the entropy of
+    the distribution; 0 is off. 0 to 100. Default: 0.
+    """
+    dynamic_temperature_exponent: _builtins.float
+    """Exponent of the normalized entropy in it. 0.01 to 100. Default: 1."""
+    mirostat: _builtins.int
+    """Mirostat in place of the filters; biases, penalties, DRY and temperature
+    work as always, in this order. 0 is off, 1 and 2 are its versions.
+    Default: 0.
+    """
+    mirostat_tau: _builtins.float
+    """The surprise that mirostat aims at. 0 to 100. Default: 5."""
+    mirostat_eta: _builtins.float
+    """How fast mirostat follows it. 0 to 1. Default: 0.1."""
+    adaptive_p_target: _builtins.float
+    """The probability that adaptive-p aims at, 0 to 1; it replaces the draw.
+    Unset: off. Not together with mirostat.
+    """
+    adaptive_p_decay: _builtins.float
+    """How long adaptive-p remembers. 0 to 0.99. Default: 0.9."""
+    min_keep: _builtins.int
+    """Least candidates that typical_p, top_p, min_p and XTC leave. 1 to 1000.
+    Default: 1.
+    """
     @_builtins.property
     def logit_bias(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogitBias]:
         """Added to the logits of single tokens; at most 1024 of them."""
+
+    @_builtins.property
+    def dry_sequence_breakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts over which no repetition is followed; at most 16 of 1 to 40 bytes.
+        Default: line break, `:`, `"`, `*`.
+        """
+
+    @_builtins.property
+    def sampler_order(self) -> _containers.RepeatedScalarFieldContainer[Global___SamplerKind.ValueType]:
+        """The filters in the order in which they work, each at most once; those not
+        listed are off. Empty: PENALTIES, DRY, TOP_N_SIGMA, TOP_K, TYPICAL_P,
+        TOP_P, MIN_P, XTC, TEMPERATURE. Logit biases always come first. Not
+        together with mirostat.
+        """
 
     def __init__(
         self,
@@ -308,15 +444,56 @@ class SamplingParams(_message.Message):
         presence_penalty: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         logit_bias: _abc.Iterable[Global___LogitBias] | None = ...,
+        top_n_sigma: _builtins.float | None = ...,
+        xtc_probability: _builtins.float | None = ...,
+        xtc_threshold: _builtins.float | None = ...,
+        dry_multiplier: _builtins.float | None = ...,
+        dry_base: _builtins.float | None = ...,
+        dry_allowed_length: _builtins.int | None = ...,
+        dry_window: _builtins.int | None = ...,
+        dry_sequence_breakers: _abc.Iterable[_builtins.str] | None = ...,
+        dynamic_temperature_range: _builtins.float | None = ...,
+        dynamic_temperature_exponent: _builtins.float | None = ...,
+        mirostat: _builtins.int | None = ...,
+        mirostat_tau: _builtins.float | None = ...,
+        mirostat_eta: _builtins.float | None = ...,
+        adaptive_p_target: _builtins.float | None = ...,
+        adaptive_p_decay: _builtins.float | None = ...,
+        min_keep: _builtins.int | None = ...,
+        sampler_order: _abc.Iterable[Global___SamplerKind.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_repetition_window", b"_repetition_window", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "repetition_window", b"repetition_window", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive_p_decay", b"_adaptive_p_decay", "_adaptive_p_target", b"_adaptive_p_target", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_window", b"_dry_window", "_dynamic_temperature_exponent", b"_dynamic_temperature_exponent", "_dynamic_temperature_range", b"_dynamic_temperature_range", "_frequency_penalty", b"_frequency_penalty", "_min_keep", b"_min_keep", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_repetition_window", b"_repetition_window", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_n_sigma", b"_top_n_sigma", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "adaptive_p_decay", b"adaptive_p_decay", "adaptive_p_target", b"adaptive_p_target", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_window", b"dry_window", "dynamic_temperature_exponent", b"dynamic_temperature_exponent", "dynamic_temperature_range", b"dynamic_temperature_range", "frequency_penalty", b"frequency_penalty", "min_keep", b"min_keep", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "repetition_window", b"repetition_window", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_n_sigma", b"top_n_sigma", "top_p", b"top_p", "typical_p", b"typical_p", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_repetition_window", b"_repetition_window", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "repetition_window", b"repetition_window", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive_p_decay", b"_adaptive_p_decay", "_adaptive_p_target", b"_adaptive_p_target", "_dry_allowed_length", b"_dry_allowed_length", "_dry_base", b"_dry_base", "_dry_multiplier", b"_dry_multiplier", "_dry_window", b"_dry_window", "_dynamic_temperature_exponent", b"_dynamic_temperature_exponent", "_dynamic_temperature_range", b"_dynamic_temperature_range", "_frequency_penalty", b"_frequency_penalty", "_min_keep", b"_min_keep", "_min_p", b"_min_p", "_mirostat", b"_mirostat", "_mirostat_eta", b"_mirostat_eta", "_mirostat_tau", b"_mirostat_tau", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_repetition_window", b"_repetition_window", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_n_sigma", b"_top_n_sigma", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "_xtc_probability", b"_xtc_probability", "_xtc_threshold", b"_xtc_threshold", "adaptive_p_decay", b"adaptive_p_decay", "adaptive_p_target", b"adaptive_p_target", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_multiplier", b"dry_multiplier", "dry_sequence_breakers", b"dry_sequence_breakers", "dry_window", b"dry_window", "dynamic_temperature_exponent", b"dynamic_temperature_exponent", "dynamic_temperature_range", b"dynamic_temperature_range", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_keep", b"min_keep", "min_p", b"min_p", "mirostat", b"mirostat", "mirostat_eta", b"mirostat_eta", "mirostat_tau", b"mirostat_tau", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "repetition_window", b"repetition_window", "sampler_order", b"sampler_order", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_n_sigma", b"top_n_sigma", "top_p", b"top_p", "typical_p", b"typical_p", "xtc_probability", b"xtc_probability", "xtc_threshold", b"xtc_threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adaptive_p_decay: _TypeAlias = _typing.Literal["adaptive_p_decay"]  # noqa: Y015
+    _WhichOneofArgType__adaptive_p_decay: _TypeAlias = _typing.Literal["_adaptive_p_decay", b"_adaptive_p_decay"]  # noqa: Y015
+    _WhichOneofReturnType__adaptive_p_target: _TypeAlias = _typing.Literal["adaptive_p_target"]  # noqa: Y015
+    _WhichOneofArgType__adaptive_p_target: _TypeAlias = _typing.Literal["_adaptive_p_target", b"_adaptive_p_target"]  # noqa: Y015
+    _WhichOneofReturnType__dry_allowed_length: _TypeAlias = _typing.Literal["dry_allowed_length"]  # noqa: Y015
+    _WhichOneofArgType__dry_allowed_length: _TypeAlias = _typing.Literal["_dry_allowed_length", b"_dry_allowed_length"]  # noqa: Y015
+    _WhichOneofReturnType__dry_base: _TypeAlias = _typing.Literal["dry_base"]  # noqa: Y015
+    _WhichOneofArgType__dry_base: _TypeAlias = _typing.Literal["_dry_base", b"_dry_base"]  # noqa: Y015
+    _WhichOneofReturnType__dry_multiplier: _TypeAlias = _typing.Literal["dry_multiplier"]  # noqa: Y015
+    _WhichOneofArgType__dry_multiplier: _TypeAlias = _typing.Literal["_dry_multiplier", b"_dry_multiplier"]  # noqa: Y015
+    _WhichOneofReturnType__dry_window: _TypeAlias = _typing.Literal["dry_window"]  # noqa: Y015
+    _WhichOneofArgType__dry_window: _TypeAlias = _typing.Literal["_dry_window", b"_dry_window"]  # noqa: Y015
+    _WhichOneofReturnType__dynamic_temperature_exponent: _TypeAlias = _typing.Literal["dynamic_temperature_exponent"]  # noqa: Y015
+    _WhichOneofArgType__dynamic_temperature_exponent: _TypeAlias = _typing.Literal["_dynamic_temperature_exponent", b"_dynamic_temperature_exponent"]  # noqa: Y015
+    _WhichOneofReturnType__dynamic_temperature_range: _TypeAlias = _typing.Literal["dynamic_temperature_range"]  # noqa: Y015
+    _WhichOneofArgType__dynamic_temperature_range: _TypeAlias = _typing.Literal["_dynamic_temperature_range", b"_dynamic_temperature_range"]  # noqa: Y015
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__min_keep: _TypeAlias = _typing.Literal["min_keep"]  # noqa: Y015
+    _WhichOneofArgType__min_keep: _TypeAlias = _typing.Literal["_min_keep", b"_min_keep"]  # noqa: Y015
     _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__mirostat: _TypeAlias = _typing.Literal["mirostat"]  # noqa: Y015
+    _WhichOneofArgType__mirostat: _TypeAlias = _typing.Literal["_mirostat", b"_mirostat"]  # noqa: Y015
+    _WhichOneofReturnType__mirostat_eta: _TypeAlias = _typing.Literal["mirostat_eta"]  # noqa: Y015
+    _WhichOneofArgType__mirostat_eta: _TypeAlias = _typing.Literal["_mirostat_eta", b"_mirostat_eta"]  # noqa: Y015
+    _WhichOneofReturnType__mirostat_tau: _TypeAlias = _typing.Literal["mirostat_tau"]  # noqa: Y015
+    _WhichOneofArgType__mirostat_tau: _TypeAlias = _typing.Literal["_mirostat_tau", b"_mirostat_tau"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
@@ -329,14 +506,44 @@ class SamplingParams(_message.Message):
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_n_sigma: _TypeAlias = _typing.Literal["top_n_sigma"]  # noqa: Y015
+    _WhichOneofArgType__top_n_sigma: _TypeAlias = _typing.Literal["_top_n_sigma", b"_top_n_sigma"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     _WhichOneofReturnType__typical_p: _TypeAlias = _typing.Literal["typical_p"]  # noqa: Y015
     _WhichOneofArgType__typical_p: _TypeAlias = _typing.Literal["_typical_p", b"_typical_p"]  # noqa: Y015
+    _WhichOneofReturnType__xtc_probability: _TypeAlias = _typing.Literal["xtc_probability"]  # noqa: Y015
+    _WhichOneofArgType__xtc_probability: _TypeAlias = _typing.Literal["_xtc_probability", b"_xtc_probability"]  # noqa: Y015
+    _WhichOneofReturnType__xtc_threshold: _TypeAlias = _typing.Literal["xtc_threshold"]  # noqa: Y015
+    _WhichOneofArgType__xtc_threshold: _TypeAlias = _typing.Literal["_xtc_threshold", b"_xtc_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive_p_decay) -> _WhichOneofReturnType__adaptive_p_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive_p_target) -> _WhichOneofReturnType__adaptive_p_target | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_allowed_length) -> _WhichOneofReturnType__dry_allowed_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_base) -> _WhichOneofReturnType__dry_base | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_multiplier) -> _WhichOneofReturnType__dry_multiplier | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_window) -> _WhichOneofReturnType__dry_window | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dynamic_temperature_exponent) -> _WhichOneofReturnType__dynamic_temperature_exponent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dynamic_temperature_range) -> _WhichOneofReturnType__dynamic_temperature_range | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_keep) -> _WhichOneofReturnType__min_keep | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirostat) -> _WhichOneofReturnType__mirostat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirostat_eta) -> _WhichOneofReturnType__mirostat_eta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mirostat_tau) -> _WhichOneofReturnType__mirostat_tau | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
     @_typing.overload
@@ -350,9 +557,15 @@ class SamplingParams(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n_sigma) -> _WhichOneofReturnType__top_n_sigma | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__xtc_probability) -> _WhichOneofReturnType__xtc_probability | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__xtc_threshold) -> _WhichOneofReturnType__xtc_threshold | None: ...
 
 Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
@@ -399,7 +612,9 @@ class StopParams(_message.Message):
     (CONTEXT_LENGTH_EXCEEDED). 0 reads the prompt only and ends LENGTH.
     """
     min_tokens: _builtins.int
-    """Least tokens to produce before an end is allowed. Default: 0."""
+    """Least tokens to produce before an end of generation or one of `token_ids`
+    is drawn; stop sequences end it even so. 0 to `max_tokens`. Default: 0.
+    """
     ignore_eos: _builtins.bool
     """Whether the model's end of generation is never drawn. Default: false."""
     @_builtins.property
@@ -445,7 +660,7 @@ class Choices(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The values."""
+        """The values: 1 to 1024, together up to 64 KiB."""
 
     def __init__(
         self,
@@ -462,7 +677,11 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class Constraint(_message.Message):
-    """What the text must look like."""
+    """What the text must look like. Held token by token while it is drawn: the
+    text cannot leave it. It ends when nothing more may follow, and may end
+    earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Texts
+    of up to 64 KiB; what does not compile is GRAMMAR_INVALID.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -515,9 +734,11 @@ class OutputOptions(_message.Message):
     QUEUE_PROGRESS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.bool
-    """Log probability of every chosen token."""
+    """Log probability of every chosen token, and with `echo` of every prompt
+    token but the first: of the model's distribution, before sampling.
+    """
     top_logprobs: _builtins.int
-    """The most likely tokens at every position, 0 to 20."""
+    """The most likely tokens at every position, 0 to 20; implies `logprobs`."""
     token_ids: _builtins.bool
     """The ids and bytes of the tokens in `delta.tokens`."""
     prefill_progress: _builtins.bool
@@ -527,7 +748,10 @@ class OutputOptions(_message.Message):
     transparent retries.
     """
     echo: _builtins.bool
-    """Whether the prompt is part of the text."""
+    """Whether the prompt comes before the text, in deltas of its own. Control
+    tokens are no text; `delta.tokens` has them. With logprobs the whole
+    prompt is computed, none of it taken from the cache.
+    """
     def __init__(
         self,
         *,
@@ -572,7 +796,9 @@ class GenerateRequest(_message.Message):
     prompt: _builtins.str
     """Text, tokenized as text: control tokens in it are not recognised."""
     n: _builtins.int
-    """How many answers; 1 to 16. Default: 1."""
+    """How many answers, from one reading of the prompt; answer i has the seed
+    `seed` + i. 1 to 16. Default: 1.
+    """
     priority: Global___Priority.ValueType
     """How urgent it is."""
     overflow_policy: Global___OverflowPolicy.ValueType
@@ -966,7 +1192,7 @@ class Usage(_message.Message):
     only.
     """
     cached_token_count: _builtins.int
-    """Prompt tokens that need not be computed again."""
+    """Prompt tokens that need not be computed again. With n > 1 of index 0."""
     completion_token_count: _builtins.int
     """Tokens produced, the ending one included."""
     def __init__(
@@ -997,6 +1223,8 @@ class Timings(_message.Message):
     TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SAMPLING_SECONDS_FIELD_NUMBER: _builtins.int
+    PREEMPTION_COUNT_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
     """From receipt of the request to its start in the engine."""
     prefill_seconds: _builtins.float
@@ -1011,6 +1239,12 @@ class Timings(_message.Message):
     """Computed prompt tokens by `prefill_seconds`."""
     decode_tokens_per_second: _builtins.float
     """Tokens after the first by `decode_seconds`."""
+    sampling_seconds: _builtins.float
+    """Choosing its tokens, constraint included; part of `decode_seconds` but
+    for the first token.
+    """
+    preemption_count: _builtins.int
+    """How often it lost its place in the KV cache and read its tokens again."""
     def __init__(
         self,
         *,
@@ -1021,10 +1255,12 @@ class Timings(_message.Message):
         total_seconds: _builtins.float = ...,
         prefill_tokens_per_second: _builtins.float = ...,
         decode_tokens_per_second: _builtins.float = ...,
+        sampling_seconds: _builtins.float = ...,
+        preemption_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "decode_tokens_per_second", b"decode_tokens_per_second", "prefill_seconds", b"prefill_seconds", "prefill_tokens_per_second", b"prefill_tokens_per_second", "queue_seconds", b"queue_seconds", "total_seconds", b"total_seconds", "ttft_seconds", b"ttft_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "decode_tokens_per_second", b"decode_tokens_per_second", "preemption_count", b"preemption_count", "prefill_seconds", b"prefill_seconds", "prefill_tokens_per_second", b"prefill_tokens_per_second", "queue_seconds", b"queue_seconds", "sampling_seconds", b"sampling_seconds", "total_seconds", b"total_seconds", "ttft_seconds", b"ttft_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1152,12 +1388,15 @@ class Choice(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     STOP_CAUSE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_SATISFIED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Its index."""
     text: _builtins.str
     """Its text."""
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
+    constraint_satisfied: _builtins.bool
+    """As in `Completed`."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Its tokens, if asked for."""
@@ -1179,12 +1418,15 @@ class Choice(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         stop_cause: Global___StopCause | None = ...,
         timings: Global___Timings | None = ...,
+        constraint_satisfied: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_cause", b"stop_cause", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_constraint_satisfied", b"_constraint_satisfied", "constraint_satisfied", b"constraint_satisfied", "stop_cause", b"stop_cause", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "stop_cause", b"stop_cause", "text", b"text", "timings", b"timings", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_constraint_satisfied", b"_constraint_satisfied", "constraint_satisfied", b"constraint_satisfied", "finish_reason", b"finish_reason", "index", b"index", "stop_cause", b"stop_cause", "text", b"text", "timings", b"timings", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__constraint_satisfied: _TypeAlias = _typing.Literal["constraint_satisfied"]  # noqa: Y015
+    _WhichOneofArgType__constraint_satisfied: _TypeAlias = _typing.Literal["_constraint_satisfied", b"_constraint_satisfied"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__constraint_satisfied) -> _WhichOneofReturnType__constraint_satisfied | None: ...
 
 Global___Choice: _TypeAlias = Choice  # noqa: Y015
 

@@ -109,6 +109,8 @@ class _LoadStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoadStage.V
     """The context and the KV cache are being made."""
     LOAD_STAGE_WARMUP: _LoadStage.ValueType  # 4
     """A first step is run, so that memory faults in and errors show now."""
+    LOAD_STAGE_MEASURING: _LoadStage.ValueType  # 5
+    """Step times are being measured, at the first load on this machine only."""
 
 class LoadStage(_LoadStage, metaclass=_LoadStageEnumTypeWrapper):
     """What a load is doing. May grow."""
@@ -123,6 +125,8 @@ LOAD_STAGE_CONTEXT: LoadStage.ValueType  # 3
 """The context and the KV cache are being made."""
 LOAD_STAGE_WARMUP: LoadStage.ValueType  # 4
 """A first step is run, so that memory faults in and errors show now."""
+LOAD_STAGE_MEASURING: LoadStage.ValueType  # 5
+"""Step times are being measured, at the first load on this machine only."""
 Global___LoadStage: _TypeAlias = LoadStage  # noqa: Y015
 
 class _ModelCapability:
@@ -214,14 +218,21 @@ class LoadOptions(_message.Message):
     MLOCK_FIELD_NUMBER: _builtins.int
     REPACK_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
+    KV_UNIFIED_FIELD_NUMBER: _builtins.int
     context_length: _builtins.int
     """Most tokens of one sequence, prompt and completion together. 1 to the
     model's own context length. Default: 2048, or less if the model has less.
     """
     max_sequences: _builtins.int
-    """Most sequences that run at the same time, 1 to 256."""
+    """Most sequences that run at the same time, 1 to 256. Default: 4 for each
+    core, 4 to 16 of them, fewer where their KV cache would take more than an
+    eighth of the free memory.
+    """
     kv_cache_tokens: _builtins.int
-    """Size of the KV cache in tokens over all sequences."""
+    """Size of the KV cache in tokens over all sequences, from `context_length`
+    on. Default: `context_length` for each of `max_sequences`. With less,
+    sequences wait for room.
+    """
     gpu_layers: _builtins.int
     """Layers computed on a GPU, 0 to all (-1). Default: 0 without a GPU."""
     threads: _builtins.int
@@ -242,7 +253,14 @@ class LoadOptions(_message.Message):
     """Whether weights are locked in memory. Default: false."""
     repack: _builtins.bool
     """Whether weights are rearranged for this CPU's fastest kernels: one stream
-    decodes faster, prompts are read slower, memory grows. Default: true.
+    decodes faster, prompts are read slower, memory grows. Default: measured
+    at the first load on this machine, see `Model.cost_tables`.
+    """
+    kv_unified: _builtins.bool
+    """Whether all sequences share one KV pool: prefixes are shared in place and
+    reading prompts beside running streams is cheaper, but attention costs
+    grow with all that the pool holds. False: a part of its own for each
+    sequence. Default: true.
     """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
@@ -266,10 +284,11 @@ class LoadOptions(_message.Message):
         mlock: _builtins.bool | None = ...,
         repack: _builtins.bool | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
+        kv_unified: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_tokens: _TypeAlias = _typing.Literal["batch_tokens"]  # noqa: Y015
     _WhichOneofArgType__batch_tokens: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens"]  # noqa: Y015
@@ -283,6 +302,8 @@ class LoadOptions(_message.Message):
     _WhichOneofArgType__kv_cache_tokens: _TypeAlias = _typing.Literal["_kv_cache_tokens", b"_kv_cache_tokens"]  # noqa: Y015
     _WhichOneofReturnType__kv_cache_type: _TypeAlias = _typing.Literal["kv_cache_type"]  # noqa: Y015
     _WhichOneofArgType__kv_cache_type: _TypeAlias = _typing.Literal["_kv_cache_type", b"_kv_cache_type"]  # noqa: Y015
+    _WhichOneofReturnType__kv_unified: _TypeAlias = _typing.Literal["kv_unified"]  # noqa: Y015
+    _WhichOneofArgType__kv_unified: _TypeAlias = _typing.Literal["_kv_unified", b"_kv_unified"]  # noqa: Y015
     _WhichOneofReturnType__max_sequences: _TypeAlias = _typing.Literal["max_sequences"]  # noqa: Y015
     _WhichOneofArgType__max_sequences: _TypeAlias = _typing.Literal["_max_sequences", b"_max_sequences"]  # noqa: Y015
     _WhichOneofReturnType__micro_batch_tokens: _TypeAlias = _typing.Literal["micro_batch_tokens"]  # noqa: Y015
@@ -308,6 +329,8 @@ class LoadOptions(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_cache_type) -> _WhichOneofReturnType__kv_cache_type | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_unified) -> _WhichOneofReturnType__kv_unified | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_sequences) -> _WhichOneofReturnType__max_sequences | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__micro_batch_tokens) -> _WhichOneofReturnType__micro_batch_tokens | None: ...
@@ -321,6 +344,64 @@ class LoadOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
 
 Global___LoadOptions: _TypeAlias = LoadOptions  # noqa: Y015
+
+@_typing.final
+class StepCost(_message.Message):
+    """The measured time of one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    token_count: _builtins.int
+    """Tokens in it."""
+    seconds: _builtins.float
+    """Seconds that it takes."""
+    def __init__(
+        self,
+        *,
+        token_count: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
+
+@_typing.final
+class CostTable(_message.Message):
+    """Step times of a model on this machine, by which the engine sizes its steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPACK_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    repack: _builtins.bool
+    """For weights loaded so."""
+    threads: _builtins.int
+    """CPU threads."""
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepCost]:
+        """By number of tokens, ascending. Refined by every step that runs."""
+
+    def __init__(
+        self,
+        *,
+        repack: _builtins.bool = ...,
+        threads: _builtins.int = ...,
+        costs: _abc.Iterable[Global___StepCost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostTable: _TypeAlias = CostTable  # noqa: Y015
 
 @_typing.final
 class GenerationDefaults(_message.Message):
@@ -496,6 +577,7 @@ class Model(_message.Message):
     DEFAULTS_FIELD_NUMBER: _builtins.int
     LOAD_OPTIONS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    COST_TABLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique; what every other call takes."""
     description: _builtins.str
@@ -538,6 +620,12 @@ class Model(_message.Message):
     def status(self) -> Global___ModelStatus:
         """Where it stands now."""
 
+    @_builtins.property
+    def cost_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostTable]:
+        """What has been measured of it on this machine; empty before its first
+        load.
+        """
+
     def __init__(
         self,
         *,
@@ -556,10 +644,11 @@ class Model(_message.Message):
         defaults: Global___GenerationDefaults | None = ...,
         load_options: Global___LoadOptions | None = ...,
         status: Global___ModelStatus | None = ...,
+        cost_tables: _abc.Iterable[Global___CostTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "load_options", b"load_options", "source", b"source", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "capabilities", b"capabilities", "context_length", b"context_length", "defaults", b"defaults", "description", b"description", "license", b"license", "load_options", b"load_options", "name", b"name", "parameter_count", b"parameter_count", "quantization", b"quantization", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "capabilities", b"capabilities", "context_length", b"context_length", "cost_tables", b"cost_tables", "defaults", b"defaults", "description", b"description", "license", b"license", "load_options", b"load_options", "name", b"name", "parameter_count", b"parameter_count", "quantization", b"quantization", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,6 +760,11 @@ class EngineCounters(_message.Message):
     FINISHED_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
     CANCELLED_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PREEMPTION_COUNT_FIELD_NUMBER: _builtins.int
+    FORWARD_SECONDS_FIELD_NUMBER: _builtins.int
+    SAMPLING_SECONDS_FIELD_NUMBER: _builtins.int
+    OVERHEAD_SECONDS_FIELD_NUMBER: _builtins.int
     step_count: _builtins.int
     """Steps: one forward pass each."""
     prefill_token_count: _builtins.int
@@ -685,6 +779,16 @@ class EngineCounters(_message.Message):
     """Sequences ended because their caller left."""
     failed_sequence_count: _builtins.int
     """Sequences ended by an error."""
+    cached_token_count: _builtins.int
+    """Prompt tokens taken from the KV cache instead of being computed."""
+    preemption_count: _builtins.int
+    """Times that a sequence lost its place in the KV cache to others."""
+    forward_seconds: _builtins.float
+    """Time in forward passes."""
+    sampling_seconds: _builtins.float
+    """Time choosing tokens and making text of them."""
+    overhead_seconds: _builtins.float
+    """Time of steps outside both."""
     def __init__(
         self,
         *,
@@ -695,10 +799,15 @@ class EngineCounters(_message.Message):
         finished_sequence_count: _builtins.int = ...,
         cancelled_sequence_count: _builtins.int = ...,
         failed_sequence_count: _builtins.int = ...,
+        cached_token_count: _builtins.int = ...,
+        preemption_count: _builtins.int = ...,
+        forward_seconds: _builtins.float = ...,
+        sampling_seconds: _builtins.float = ...,
+        overhead_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_sequence_count", b"cancelled_sequence_count", "decode_token_count", b"decode_token_count", "failed_sequence_count", b"failed_sequence_count", "finished_sequence_count", b"finished_sequence_count", "prefill_token_count", b"prefill_token_count", "step_count", b"step_count", "submitted_sequence_count", b"submitted_sequence_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "cancelled_sequence_count", b"cancelled_sequence_count", "decode_token_count", b"decode_token_count", "failed_sequence_count", b"failed_sequence_count", "finished_sequence_count", b"finished_sequence_count", "forward_seconds", b"forward_seconds", "overhead_seconds", b"overhead_seconds", "preemption_count", b"preemption_count", "prefill_token_count", b"prefill_token_count", "sampling_seconds", b"sampling_seconds", "step_count", b"step_count", "submitted_sequence_count", b"submitted_sequence_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -726,6 +835,7 @@ class ModelStatus(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     WORKER_PROCESS_ID_FIELD_NUMBER: _builtins.int
+    KV_CACHE_IDLE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     state: Global___ModelState.ValueType
@@ -739,11 +849,15 @@ class ModelStatus(_message.Message):
     waiting_count: _builtins.int
     """Requests that wait for one."""
     kv_cache_used_token_count: _builtins.int
-    """Tokens in the KV cache."""
+    """Tokens in the KV cache, those of ended sequences included."""
     kv_cache_token_count: _builtins.int
     """Tokens that the KV cache can hold."""
     worker_process_id: _builtins.int
     """Process id of its worker; 0 when there is none."""
+    kv_cache_idle_token_count: _builtins.int
+    """Tokens in the KV cache that no running sequence holds: prefixes kept for
+    later requests, given up when room is needed.
+    """
     @_builtins.property
     def load_progress(self) -> Global___LoadProgress:
         """While LOADING."""
@@ -791,10 +905,11 @@ class ModelStatus(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         counters: Global___EngineCounters | None = ...,
         worker_process_id: _builtins.int = ...,
+        kv_cache_idle_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "load_progress", b"load_progress", "memory", b"memory", "pull", b"pull", "since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "load_progress", b"load_progress", "memory", b"memory", "message", b"message", "name", b"name", "pull", b"pull", "reason", b"reason", "running_count", b"running_count", "since_time", b"since_time", "state", b"state", "waiting_count", b"waiting_count", "worker_process_id", b"worker_process_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "kv_cache_idle_token_count", b"kv_cache_idle_token_count", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "load_progress", b"load_progress", "memory", b"memory", "message", b"message", "name", b"name", "pull", b"pull", "reason", b"reason", "running_count", b"running_count", "since_time", b"since_time", "state", b"state", "waiting_count", b"waiting_count", "worker_process_id", b"worker_process_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,8 @@ from ..protocol import (
 )
 from ..types import LoadStage
 from .io import Connection
-from .owner import BackendFactory, Owner
+from .opening import BackendFactory
+from .owner import Owner
 from .text import Preparer, TextThread
 
 log = logging.getLogger(__name__)

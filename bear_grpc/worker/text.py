@@ -15,11 +15,22 @@ import msgspec
 import numpy as np
 
 from ..backend.base import Vocabulary
+from ..engine.echo import Echo
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
-from ..errors import BackendError, BearError, ContextLengthExceeded, ErrorRecord, InvalidField
+from ..errors import BackendError, BearError, ErrorRecord, InvalidField
 from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
-from ..types import ChatInput, ChatTurn, GenerationInput, PromptInput, StopParams, TokensInput
+from ..types import (
+    MAX_SEED,
+    ChatInput,
+    ChatTurn,
+    Constraint,
+    ConstraintKind,
+    GenerationInput,
+    PromptInput,
+    TokensInput,
+)
+from .limits import Limits
 from .template import ChatTemplate
 
 log = logging.getLogger(__name__)
@@ -28,6 +39,8 @@ log = logging.getLogger(__name__)
 STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
 STUCK_S = 5.0
+# A thread without work for so long uses the time.
+IDLE_S = 0.5
 # An answer must fit one frame, and the 4 MiB that a gRPC client takes by default.
 MAX_ANSWER_BYTES = 4 * 2**20 - 2**16
 # Of a detokenized text, which is told as bytes and as text: a byte that is no text takes three there.
@@ -52,8 +65,15 @@ class Preparer:
         self._vocabulary.eog_tokens()
         self._vocabulary.control_texts()
 
-    def sequence(self, submit: Submit) -> Sequence:
-        """The engine's form of a request. Raises InvalidField, ContextLengthExceeded."""
+    def warm_up_constraints(self) -> None:
+        """The same for constraints, whose tables take longer."""
+        self._vocabulary.compile(Constraint(ConstraintKind.CHOICES, choices=("a",)))
+
+    def sequences(self, submit: Submit) -> list[Sequence]:
+        """The engine's form of a request, one for each answer.
+
+        Raises InvalidField, ContextLengthExceeded, GrammarInvalid.
+        """
         tokens, _ = self.tokens(submit.input)
         if not tokens:
             raise InvalidField("prompt", "must give at least one token")
@@ -63,18 +83,33 @@ class Preparer:
         if stop.ignore_eos:
             never = tuple((token, float("-inf")) for token in self._vocabulary.eog_tokens())
             sampling = msgspec.structs.replace(sampling, logit_bias=sampling.logit_bias + never)
-        is_chat = isinstance(submit.input, ChatInput)
-        return Sequence(
-            id=submit.id,
-            tokens=tokens,
-            sampling=sampling,
-            stop=stop,
-            max_tokens=self._max_tokens(len(tokens), stop),
-            text=TextMachine(stop.sequences, strip_space=is_chat and self._vocabulary.adds_space_prefix),
-            received_s=submit.received_s,
-            credit=submit.credit,
-            want_tokens=submit.want_tokens,
-        )
+        matcher = None if submit.constraint is None else self._vocabulary.compile(submit.constraint)
+        limits = Limits(self._context_length, stop.max_tokens, stop.default_max_tokens)
+        kept = limits.fit(tokens, submit.overflow, bos=self._vocabulary.bos_token)
+        max_tokens = limits.max_tokens(len(kept))
+        if stop.min_tokens > max_tokens:
+            raise InvalidField("stop.min_tokens", f"must be 0 to {max_tokens}, is {stop.min_tokens}")
+        strips = self._vocabulary.adds_space_prefix
+        # SentencePiece begins an answer with a space; a constraint has nothing to spare.
+        strips_answer = strips and matcher is None and isinstance(submit.input, ChatInput)
+        return [
+            Sequence(
+                id=submit.id + index,
+                tokens=list(kept),
+                sampling=msgspec.structs.replace(sampling, seed=(sampling.seed + index) % (MAX_SEED + 1)),
+                stop=stop,
+                max_tokens=max_tokens,
+                text=TextMachine(stop.sequences, strip_space=strips_answer),
+                received_s=submit.received_s,
+                credit=submit.credit,
+                output=submit.output,
+                scope=submit.scope,
+                matcher=matcher if matcher is None or index == 0 else matcher.copy(),
+                echo=Echo(strip_space=strips) if submit.output.echo else None,
+                truncated=len(tokens) - len(kept),
+            )
+            for index in range(submit.n)
+        ]
 
     def answer(self, job: TextJob) -> TextResult:
         """Token ids of an input, or the text of token ids."""
@@ -140,16 +175,6 @@ class Preparer:
             self._template = ChatTemplate(source, self._vocabulary)
         return self._template
 
-    def _max_tokens(self, num_prompt: int, stop: StopParams) -> int:
-        room = self._context_length - num_prompt
-        if stop.max_tokens is not None:
-            if stop.max_tokens > room:
-                raise ContextLengthExceeded(num_prompt, stop.max_tokens, self._context_length)
-            return stop.max_tokens
-        if room < 1:
-            raise ContextLengthExceeded(num_prompt, None, self._context_length)
-        return min(stop.default_max_tokens, room)
-
     def _check_ids(self, field: str, ids: list[int]) -> None:
         size = self._vocabulary.size
         for place, token in enumerate(ids):
@@ -211,7 +236,7 @@ class TextThread(threading.Thread):
         """I/O thread: takes a job."""
         with self._changed:
             if isinstance(job, Submit):
-                self._pending.add(job.id)
+                self._pending.update(range(job.id, job.id + job.n))
             self._jobs.append(job)
             self._changed.notify()
 
@@ -237,10 +262,12 @@ class TextThread(threading.Thread):
         return since is not None and time.monotonic() - since >= STUCK_S
 
     def run(self) -> None:
+        if not self._wait_for_job(IDLE_S):
+            # Neither the load nor the request that caused it had to wait for this.
+            self._preparer.warm_up_constraints()
         while True:
+            self._wait_for_job(None)
             with self._changed:
-                while not self._jobs:
-                    self._changed.wait()
                 job = self._jobs.popleft()
             result = self._guarded(job)
             if isinstance(job, Submit):
@@ -250,15 +277,19 @@ class TextThread(threading.Thread):
             elif isinstance(result, ErrorRecord):
                 self._post(TextResult(job.id, error=result))
 
-    def _guarded(self, job: Submit | TextJob) -> Sequence | TextResult | ErrorRecord:
+    def _wait_for_job(self, timeout_s: float | None) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._jobs), timeout_s)
+
+    def _guarded(self, job: Submit | TextJob) -> list[Sequence] | TextResult | ErrorRecord:
         """The job's result, or the error that it ended with."""
         # No lock in here: an interruption that arrives inside it would leave it taken.
-        result: Sequence | TextResult | ErrorRecord
+        result: list[Sequence] | TextResult | ErrorRecord
         self._began = began = [time.monotonic()]
         try:
             try:
                 if isinstance(job, Submit):
-                    result = self._preparer.sequence(job)
+                    result = self._preparer.sequences(job)
                 else:
                     result = self._preparer.answer(job)
             except BearError as exc:
@@ -274,16 +305,20 @@ class TextThread(threading.Thread):
         self._interrupted_s = None
         return result
 
-    def _hand_over(self, job: Submit, result: Sequence | TextResult | ErrorRecord) -> None:
+    def _hand_over(self, job: Submit, result: list[Sequence] | TextResult | ErrorRecord) -> None:
+        ids = set(range(job.id, job.id + job.n))
         with self._changed:
-            self._pending.discard(job.id)
-            cancelled = job.id in self._cancelled
-            self._cancelled.discard(job.id)
-            if not cancelled and isinstance(result, Sequence):
-                self._to_owner(result)
-                return
-        error = result if isinstance(result, ErrorRecord) and not cancelled else None
-        self._post(Step([Ended(job.id, error)]))
+            self._pending -= ids
+            cancelled = ids & self._cancelled
+            self._cancelled -= ids
+            if isinstance(result, list):
+                for sequence in result:
+                    if sequence.id not in cancelled:
+                        self._to_owner(sequence)
+                ids = cancelled
+        error = result if isinstance(result, ErrorRecord) else None
+        if ids:
+            self._post(Step([Ended(id, None if id in cancelled else error) for id in sorted(ids)]))
 
 
 def _pop(began: list[float]) -> bool:

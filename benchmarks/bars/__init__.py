@@ -1,4 +1,4 @@
-"""The bars: one module each, which measures what it needs and gives rows."""
+"""The bars: one module each, which measures what it needs and gives rows and curves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
-from benchmarks.measure import Plan, Row
+from benchmarks.measure import Plan, Result
 
-_MODULES = ("startup", "one_stream", "load", "soak")
+# Short ones first; those that load the machine for long last.
+_MODULES = (
+    "startup", "load", "one_stream", "ttft", "micro", "overhead", "cancel", "two_models", "storm", "stall",
+    "streams", "prefix", "soak",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Bar:
 
     name: str
     title: str
-    run: Callable[[Plan], Iterator[Row]]
+    run: Callable[[Plan], Iterator[Result]]
 
 
 def all_bars() -> dict[str, Bar]:

@@ -71,8 +71,8 @@ def run(plan: Plan) -> Iterator[Row]:
         yield Row(NAME, f"more threads, {process}", "", threads, limit=at_most(threads, 0))
     left = Series([seen.status.running_count + seen.status.waiting_count])
     yield Row(NAME, "requests left", "", left, limit=at_most(left, 0))
-    cells = Series([seen.status.kv_cache_used_token_count])
-    yield Row(NAME, "tokens left in the KV cache", "", cells, limit=at_most(cells, 0))
+    cells = Series([servers.held_tokens(seen.status)])
+    yield Row(NAME, "tokens held in the KV cache", "", cells, limit=at_most(cells, 0))
     yield Row(NAME, "speed", "tok/s", Series([seen.tokens / seen.seconds]))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
-from bear_grpc.cli import run
+from bear_grpc.cli import talk
 from bear_grpc.client import Client
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import types_pb2 as types
@@ -77,6 +78,90 @@ def test_options_not_given_are_unset_and_0_is_set(bear: Bear, server: FakeServer
     assert not request.output.queue_progress
 
 
+def test_options_of_the_answer_land_in_their_fields(bear: Bear, server: FakeServer) -> None:
+    bear(
+        *("run", "plain", "Hi", "--n", "2", "--choice", "yes", "--choice", "no", "--logprobs", "3", "--echo"),
+        *("--min-tokens", "4", "--overflow", "truncate_left", "--mirostat", "2", "--xtc-probability", "0.5"),
+    )
+    request = server.last(inference.GenerateRequest)
+    assert request.n == 2
+    assert list(request.constraint.choices.values) == ["yes", "no"]
+    assert request.output == inference.OutputOptions(logprobs=True, top_logprobs=3, echo=True)
+    assert request.stop.min_tokens == 4
+    assert request.overflow_policy == inference.OVERFLOW_POLICY_TRUNCATE_LEFT
+    assert (request.sampling.mirostat, request.sampling.xtc_probability) == (2, 0.5)
+
+
+def test_logprobs_0_asks_for_the_chosen_tokens_only(bear: Bear, server: FakeServer) -> None:
+    bear("run", "plain", "Hi", "--logprobs", "0")
+    assert server.last(inference.GenerateRequest).output == inference.OutputOptions(logprobs=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "field"), [("--lark", "lark"), ("--gbnf", "gbnf"), ("--json-schema", "json_schema_json")]
+)
+def test_a_grammar_is_read_from_its_file(
+    bear: Bear, server: FakeServer, tmp_path: Path, option: str, field: str
+) -> None:
+    file = tmp_path / "grammar"
+    file.write_text("root ::= x", encoding="utf-8")
+    bear("run", "plain", "Hi", option, str(file))
+    assert getattr(server.last(inference.GenerateRequest).constraint, field) == "root ::= x"
+
+
+def test_a_json_schema_may_be_given_as_it_is(bear: Bear, server: FakeServer) -> None:
+    bear("run", "plain", "Hi", "--json-schema", '{"type": "object"}')
+    constraint = server.last(inference.GenerateRequest).constraint
+    assert constraint.json_schema_json == '{"type": "object"}'
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_grammar_that_cannot_be_read_is_bad_usage(
+    bear: Bear, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "grammar"
+    if content is not None:
+        file.write_bytes(content)
+    assert bear("run", "plain", "Hi", "--gbnf", str(file)).exit_code == 2
+
+
+def test_two_constraints_are_an_error(bear: Bear) -> None:
+    result = bear("run", "plain", "Hi", "--regex", "a", "--choice", "b")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "regex and choices" in result.stderr
+
+
+def test_every_sampling_field_may_be_given_by_name(bear: Bear, server: FakeServer) -> None:
+    given = {
+        "dry_base": ("1.5", 1.5),
+        "min-keep": ("3", 3),
+        "logit_bias": ("5:-1.5,6:2", [(5, -1.5), (6, 2)]),
+        "dry_sequence_breakers": ('["\\n", ","]', ["\n", ","]),
+        "sampler_order": ("top_k,temperature", [4, 9]),
+    }
+    bear("run", "plain", "Hi", *(arg for n, (v, _) in given.items() for arg in ("--sampling", f"{n}={v}")))
+    sampling = server.last(inference.GenerateRequest).sampling
+    assert (sampling.dry_base, sampling.min_keep) == (1.5, 3)
+    assert [(bias.token_id, bias.bias) for bias in sampling.logit_bias] == given["logit_bias"][1]
+    assert list(sampling.dry_sequence_breakers) == given["dry_sequence_breakers"][1]
+    assert list(sampling.sampler_order) == given["sampler_order"][1]
+
+
+@pytest.mark.parametrize("pair", ["heat=1", "top_k", "top_k=many", "logit_bias=5", "sampler_order=[", "=1"])
+def test_a_sampling_value_that_is_none_is_bad_usage(bear: Bear, pair: str) -> None:
+    assert bear("run", "plain", "Hi", "--sampling", pair).exit_code == 2
+
+
+def test_several_answers_come_one_after_the_other(bear: Bear, server: FakeServer) -> None:
+    server.texts = ["Hel", "lo"]
+    result = bear("run", "plain", "Hi", "--n", "3")
+    assert result.stdout == "Hello 0\nHello 1\nHello 2\n"
+    headings = [line for line in result.stderr.splitlines() if line.startswith("---")]
+    assert headings == [f"--- answer {place} of 3" for place in (1, 2, 3)]
+    assert result.stderr.count("completion tokens") == 3
+    assert bear("run", "plain", "Hi", "--n", "2", "--quiet").stderr == ""
+
+
 def test_an_answer_that_ends_in_a_newline_gets_no_second(bear: Bear, server: FakeServer) -> None:
     server.texts = ["line\n"]
     assert bear("run", "plain", "Hi").stdout == "line\n"
@@ -108,7 +193,7 @@ def test_a_conversation_sends_what_was_said_before(
         except StopIteration:
             raise EOFError from None
 
-    run.hold(run.Talk(client, "bear-demo", {}, chat=True, quiet=True), read)
+    talk.hold(talk.Talk(client, "bear-demo", {}, chat=True, quiet=True), read)
     assert said(server.last(inference.GenerateRequest)) == [
         ("user", "Hi"),
         ("assistant", "Hello"),
@@ -134,7 +219,7 @@ def test_a_conversation_goes_on_after_an_error(
             raise EOFError
         return line
 
-    run.hold(run.Talk(client, "bear-demo", {}, chat=True, quiet=True), read)
+    talk.hold(talk.Talk(client, "bear-demo", {}, chat=True, quiet=True), read)
     assert said(server.last(inference.GenerateRequest)) == [("user", "Hi")]
     assert "error: too long [CONTEXT_LENGTH_EXCEEDED]" in capsys.readouterr().err
 
@@ -144,5 +229,5 @@ def test_can_chat_goes_by_the_capability(server: FakeServer, client: Client) -> 
         types.Model(name="chat", capabilities=[types.MODEL_CAPABILITY_CHAT]),
         types.Model(name="base"),
     ]
-    assert run.can_chat(client, "chat")
-    assert not run.can_chat(client, "base")
+    assert talk.can_chat(client, "chat")
+    assert not talk.can_chat(client, "base")

@@ -66,12 +66,20 @@ def test_ps_asks_for_the_loaded_models(bear: Bear, server: FakeServer) -> None:
         types.MODEL_STATE_UNLOADING,
     ]
     assert result.stdout.splitlines()[1].split() == [
-        *("bear-demo", "READY", "1", "0", "120/8192", "12.0", "MiB", "33", "44", "never")
+        *("bear-demo", "READY", "1", "0", "10%", "1%", "12.0", "MiB", "33", "22", "44", "5", "never")
     ]
 
 
 def test_show_prints_markup_as_it_is(bear: Bear) -> None:
     assert "a small [bold]model[/bold]" in bear("show", "demo").stdout
+
+
+def test_show_tells_step_times_and_which_table_is_in_use(bear: Bear) -> None:
+    lines = bear("show", "demo").stdout.splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("STEP TOKENS"))
+    assert lines[at].split("  ") == ["STEP TOKENS", "MS PLAIN *", "MS REPACKED"]
+    assert [line.split() for line in lines[at + 1 :]] == [["1", "27.0", "24.0"], ["16", "130.4"]]
+    assert "STEP TOKENS" not in bear("show", "plain").stdout
 
 
 def test_show_metadata_tells_arrays_by_type_and_length(bear: Bear) -> None:
@@ -101,10 +109,19 @@ def test_every_load_option_has_a_flag(bear: Bear) -> None:
         assert "--" + field.name.replace("_", "-") in usage
 
 
-def test_every_sampling_field_has_a_flag(bear: Bear) -> None:
+# The others are given as `--sampling NAME=VALUE`.
+FLAGS = {
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "repetition_window"),
+    *("frequency_penalty", "presence_penalty", "seed", "top_n_sigma", "xtc_probability", "xtc_threshold"),
+    *("dry_multiplier", "mirostat"),
+}
+
+
+def test_every_common_sampling_field_has_a_flag(bear: Bear) -> None:
     usage = bear("run", "--help").stdout
-    for field in inference.SamplingParams.DESCRIPTOR.fields:
-        assert field.name == "logit_bias" or "--" + field.name.replace("_", "-") in usage
+    assert {*inference.SamplingParams.DESCRIPTOR.fields_by_name} >= FLAGS
+    assert [name for name in FLAGS if f"--{name.replace('_', '-')} " not in usage] == []
+    assert "--sampling NAME=VALUE" in usage
 
 
 def test_register_sends_an_absolute_path(bear: Bear, server: FakeServer) -> None:

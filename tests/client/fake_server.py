@@ -30,12 +30,15 @@ WAIT_S = 10  # how long a test waits for what happens at once
 READY = types.ModelStatus(
     name="bear-demo",
     state=types.MODEL_STATE_READY,
-    effective_options=types.LoadOptions(context_length=2048, max_sequences=4),
+    effective_options=types.LoadOptions(context_length=2048, max_sequences=4, threads=2, repack=False),
     memory=types.MemoryLedger(weights_bytes=10 << 20, kv_cache_bytes=2 << 20),
     running_count=1,
-    kv_cache_used_token_count=120,
+    kv_cache_used_token_count=820,
     kv_cache_token_count=8192,
-    counters=types.EngineCounters(prefill_token_count=33, decode_token_count=44),
+    kv_cache_idle_token_count=80,
+    counters=types.EngineCounters(
+        prefill_token_count=33, cached_token_count=22, decode_token_count=44, preemption_count=5
+    ),
 )
 DEMO = types.Model(
     name="bear-demo",
@@ -48,6 +51,17 @@ DEMO = types.Model(
     context_length=4096,
     capabilities=[types.MODEL_CAPABILITY_GENERATE, types.MODEL_CAPABILITY_CHAT],
     status=READY,
+    cost_tables=[
+        types.CostTable(repack=True, threads=2, costs=[types.StepCost(token_count=1, seconds=0.024)]),
+        types.CostTable(
+            repack=False,
+            threads=2,
+            costs=[
+                types.StepCost(token_count=1, seconds=0.027),
+                types.StepCost(token_count=16, seconds=0.1304),
+            ],
+        ),
+    ],
 )
 PLAIN = types.Model(
     name="plain",
@@ -149,15 +163,22 @@ class FakeServer(
         if self.endless and not context.add_callback(self.cancelled.set):
             self.cancelled.set()
         request_id = request.request_id or "chosen-by-the-server"
-        yield inference.GenerateResponse(
-            request_id=request_id, started=inference.Started(model=request.model, prompt_token_count=7)
-        )
-        for text in self.texts:
-            yield inference.GenerateResponse(request_id=request_id, delta=inference.Delta(text=text))
+        # The last answer goes ahead, as it may.
+        indices = [*reversed(range(max(1, request.n)))]
+        for index in indices:
+            started = inference.Started(model=request.model, prompt_token_count=7)
+            yield inference.GenerateResponse(request_id=request_id, index=index, started=started)
+        texts = [*self.texts]
+        for place, text in enumerate(texts):
+            for index in indices:
+                last = f" {index}" if len(indices) > 1 and place == len(texts) - 1 else ""
+                delta = inference.Delta(text=text + last)
+                yield inference.GenerateResponse(request_id=request_id, index=index, delta=delta)
         if self.endless:
             self.cancelled.wait(WAIT_S)
             return
-        yield inference.GenerateResponse(request_id=request_id, completed=COMPLETED)
+        for index in indices:
+            yield inference.GenerateResponse(request_id=request_id, index=index, completed=COMPLETED)
 
     def GenerateOnce(
         self, request: inference.GenerateOnceRequest, context: grpc.ServicerContext

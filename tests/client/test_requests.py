@@ -121,6 +121,7 @@ def test_empty_token_ids_are_an_input() -> None:
         {"token_ids": [1]},
         {"regex": "a", "gbnf": "b"},
         {"top_k": 2**31},
+        {"sampler_order": ["top_q"]},
         {"priority": "urgent"},
         {"keep_alive": float("inf")},
     ],
@@ -129,6 +130,28 @@ def test_empty_token_ids_are_an_input() -> None:
 def test_what_does_not_fit_the_message_is_invalid(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidField):
         generate(**given)
+
+
+def test_sampling_lists_land_as_they_are() -> None:
+    sampling = generate(
+        sampler_order=["top_k", "xtc"], dry_sequence_breakers=["\n", "ab"], mirostat=0
+    ).sampling
+    assert list(sampling.sampler_order) == [inference.SAMPLER_KIND_TOP_K, inference.SAMPLER_KIND_XTC]
+    assert list(sampling.dry_sequence_breakers) == ["\n", "ab"]
+    assert sampling.HasField("mirostat")
+
+
+def test_output_options_land_in_output() -> None:
+    request = generate(logprobs=True, echo=True, prefill_progress=True, min_tokens=2)
+    assert request.output == inference.OutputOptions(logprobs=True, echo=True, prefill_progress=True)
+    assert request.stop.min_tokens == 2
+
+
+def test_a_stream_of_text_is_of_one_answer() -> None:
+    with pytest.raises(InvalidField, match="n:"):
+        requests.one_text("m", "p", {"n": 2})
+    assert requests.one_text("m", "p", {"n": 1}).n == 1
+    assert not requests.one_text("m", "p", {}).HasField("n")
 
 
 def test_unknown_option_is_a_type_error() -> None:

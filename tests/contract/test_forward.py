@@ -12,32 +12,10 @@ import pytest
 
 from bear_grpc.backend.base import Backend, Batch, Logits, Outcome
 from bear_grpc.testing import FakeBackend, Misuse
-from tests.contract.conftest import MAX_SEQUENCES, OPTIONS
+from tests.contract.conftest import BATCH, MAX_SEQUENCES, OPTIONS, TEXT, forward, logits, prompt
 from tests.helpers.ggufs import write_tiny_llama
 
-BATCH = OPTIONS.batch_tokens
-TEXT = "The bear and the fish are two of the river. " * 20
 Row = tuple[int, int, list[int], bool]  # sequence id, start, tokens, logits wanted
-
-
-def prompt(backend: Backend, length: int, text: str = TEXT) -> list[int]:
-    ids = backend.vocabulary.tokenize(text, add_special=True, parse_special=False)
-    assert len(ids) >= length
-    return ids[:length]
-
-
-def forward(backend: Backend, *rows: Row) -> tuple[Outcome, list[int]]:
-    """The outcome, and the batch row of each run's last token."""
-    batch = Batch(BATCH)
-    last = [batch.extend(*row) for row in rows]
-    return backend.forward(batch), last
-
-
-def logits(backend: Backend, sequence_id: int, start: int, tokens: list[int]) -> Logits:
-    """A copy of the logits after a run that is computed in one pass."""
-    outcome, [row] = forward(backend, (sequence_id, start, tokens, True))
-    assert outcome is Outcome.DONE
-    return backend.logits(row).copy()
 
 
 def greedy(backend: Backend, tokens: list[int], chunk: int, count: int) -> list[int]:
@@ -134,6 +112,31 @@ def test_logits_depend_on_the_order_of_all_tokens(backend):
     swapped = [tokens[0], tokens[2], tokens[1], *tokens[3:]]
     assert tokens != swapped
     assert not np.array_equal(logits(backend, 0, 0, tokens), logits(backend, 1, 0, swapped))
+
+
+def test_logits_of_many_rows_of_a_sequence_are_those_after_each_token(backend):
+    """As many as a step may have, so that every position of a prompt can be told."""
+    count = min(backend.max_outputs, 12)
+    tokens = prompt(backend, 30 + count)
+    forward(backend, (0, 0, tokens[:30], True))
+    outcome, rows = forward(backend, *((0, at, [tokens[at]], True) for at in range(30, 30 + count)))
+    assert outcome is Outcome.DONE
+    several = [backend.logits(row).copy() for row in rows]
+    for length, row in enumerate(several, start=31):
+        backend.kv_remove(1, 0)
+        expected = logits(backend, 1, 0, tokens[:length])
+        assert np.allclose(row, expected, atol=0.02 * np.ptp(expected))
+    assert not np.allclose(several[0], several[-1], atol=0.02 * np.ptp(several[0]))
+
+
+def test_outputs_of_a_step_are_at_least_one_for_each_sequence_id(backend):
+    ids = range(backend.kv.sequence_ids)
+    assert backend.max_outputs >= len(ids)
+    outcome, rows = forward(backend, *((id, 0, prompt(backend, 1), True) for id in ids))
+    assert outcome is Outcome.DONE
+    first = backend.logits(rows[0])
+    for row in rows:
+        assert np.allclose(backend.logits(row), first, atol=0.02 * np.ptp(first))
 
 
 def test_logits_of_a_row_that_did_not_want_them_raise(backend):
@@ -249,20 +252,20 @@ def test_abort_leaves_other_sequences_as_they_were(backend):
 # ---- refusals ---------------------------------------------------------------------------------------
 
 
-def bad_batches(size: int) -> dict[str, list[Row]]:
+def bad_batches(size: int, sequence_ids: int) -> dict[str, list[Row]]:
     return {
         "token below 0": [(0, 0, [-1], True)],
         "token past the vocabulary": [(0, 0, [size], True)],
         "sequence id below 0": [(-1, 0, [5], True)],
-        "sequence id past the slots": [(MAX_SEQUENCES, 0, [5], True)],
+        "sequence id past the last": [(sequence_ids, 0, [5], True)],
         "gap in the positions": [(0, 0, [5, 6], True), (0, 3, [7], False)],
     }
 
 
-@pytest.mark.parametrize("what", bad_batches(0))
+@pytest.mark.parametrize("what", bad_batches(0, 0))
 def test_batch_that_is_wrong_is_refused_and_changes_nothing(backend, what):
     batch = Batch(BATCH)
-    for row in bad_batches(backend.vocabulary.size)[what]:
+    for row in bad_batches(backend.vocabulary.size, backend.kv.sequence_ids)[what]:
         batch.extend(*row)
     assert refused(backend, batch)
     assert [backend.kv_length(id) for id in range(MAX_SEQUENCES)] == [0] * MAX_SEQUENCES
@@ -277,6 +280,7 @@ def test_batch_that_leaves_a_gap_after_the_kv_cache_is_refused(backend):
 
 
 def test_batch_past_the_context_is_refused(backend):
+    """Also where the room of all sequences would take it."""
     tokens = list(itertools.islice(itertools.cycle(prompt(backend, 100)), 256))
     forward(backend, (0, 0, tokens, True))
     batch = Batch(BATCH)
@@ -305,8 +309,17 @@ from bear_grpc.types import LoadOptions
 native.start()
 options = LoadOptions(context_length=256, max_sequences=2, threads=1)
 backend = llama.LlamaBackend(Path(sys.argv[1]), options, cores=1, report=lambda stage, fraction: None)
-for call in (backend.kv_length, lambda id: backend.kv_remove(id, 0)):
-    for id in (-1, 2):
+calls = [
+    backend.kv_length,
+    lambda id: backend.kv_remove(id, 0),
+    lambda id: backend.kv_copy(id, 0, 0),
+    lambda id: backend.kv_copy(0, id, 0),
+    backend.kv_save,
+    lambda id: backend.kv_restore(id, b""),
+    lambda id: backend.kv_restore(id, b"anything"),
+]
+for call in calls:
+    for id in (-1, backend.kv.sequence_ids):
         try:
             call(id)
         except IndexError:
@@ -323,10 +336,19 @@ def test_kv_of_llama_with_a_sequence_id_out_of_range_raises(tmp_path):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("sequence_id", [-1, MAX_SEQUENCES])
-def test_kv_of_the_fake_with_a_sequence_id_out_of_range_raises(sequence_id):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda backend, id: backend.kv_length(id),
+        lambda backend, id: backend.kv_remove(id, 0),
+        lambda backend, id: backend.kv_copy(id, 0, 0),
+        lambda backend, id: backend.kv_copy(0, id, 0),
+        lambda backend, id: backend.kv_save(id),
+        lambda backend, id: backend.kv_restore(id, b""),
+    ],
+)
+def test_kv_of_the_fake_with_a_sequence_id_out_of_range_raises(call):
     backend = FakeBackend(OPTIONS)
-    with pytest.raises(IndexError):
-        backend.kv_length(sequence_id)
-    with pytest.raises(IndexError):
-        backend.kv_remove(sequence_id, 0)
+    for sequence_id in (-1, backend.kv.sequence_ids):
+        with pytest.raises(IndexError):
+            call(backend, sequence_id)

@@ -6,13 +6,22 @@ import dataclasses
 from collections.abc import Callable
 
 from bear_grpc.backend.base import Batch, Outcome
-from bear_grpc.engine.engine import Engine
+from bear_grpc.engine.cost import CostModel
+from bear_grpc.engine.engine import Engine, EngineSettings
 from bear_grpc.engine.sequence import Sequence
 from bear_grpc.engine.stop import TextMachine
 from bear_grpc.errors import ErrorRecord
 from bear_grpc.protocol import Delta, Ended, Finished, SequenceEvent, Started, Step
 from bear_grpc.testing import FakeBackend, FakeClock, FakeVocabulary
-from bear_grpc.types import FinishReason, LoadOptions, SamplingParams, StopCause, StopParams, Usage
+from bear_grpc.types import (
+    FinishReason,
+    LoadOptions,
+    OutputParams,
+    SamplingParams,
+    StopCause,
+    StopParams,
+    Usage,
+)
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1)
 ENOUGH_STEPS = 10_000
@@ -20,7 +29,10 @@ ENOUGH_STEPS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a caller sees of one sequence; times are left out."""
+    """What a caller sees of one sequence; times are left out.
+
+    What came from the cache depends on the company: it is told, and does not count as a difference.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -28,6 +40,7 @@ class Result:
     cause: StopCause | None = None
     usage: Usage | None = None
     error: ErrorRecord | None = None
+    cached: int = dataclasses.field(default=0, compare=False)
 
 
 class SpyBackend(FakeBackend):
@@ -37,6 +50,7 @@ class SpyBackend(FakeBackend):
         super().__init__(options, **changes)
         self.batches: list[list[tuple[int, int, int, int]]] = []
         self.during: Callable[[], None] = lambda: None
+        self.watch: Callable[[list[tuple[int, int, int, int]]], None] = lambda rows: None
 
     def forward(self, batch: Batch) -> Outcome:
         rows = zip(
@@ -47,6 +61,7 @@ class SpyBackend(FakeBackend):
             strict=True,
         )
         self.batches.append(list(rows))
+        self.watch(self.batches[-1])
         self.during()
         return super().forward(batch)
 
@@ -61,17 +76,35 @@ class Harness:
         batch_tokens: int = 8,
         context_length: int = 256,
         stall_timeout_s: float = 30.0,
+        step_target_s: float = 0.0,
+        share_prefixes: bool = True,
+        options: LoadOptions | None = None,
+        costs: CostModel | None = None,
+        seconds_per_step: Callable[[int], float] | None = None,
         **backend: object,
     ) -> None:
-        options = LoadOptions(
+        """With `seconds_per_step` forwards take time, and nothing else does."""
+        shape = LoadOptions(
             max_sequences=max_sequences, batch_tokens=batch_tokens, context_length=context_length
         )
+        options = (options or LoadOptions()).over(shape)
         self.max_sequences = max_sequences
         self.clock = FakeClock()
+        self.seconds_between = 0.01 if seconds_per_step is None else 0.0
+        if seconds_per_step is not None:
+            backend |= {"clock": self.clock, "seconds_per_step": seconds_per_step}
         self.backend = SpyBackend(options, **backend)
+        self.backend.watch = self._count_rows
+        self.sequences: dict[int, Sequence] = {}
+        self.computed: dict[int, list[int]] = {}
         self.steps: list[Step] = []
+        self.times: list[float] = []
         self.engine = Engine(
-            self.backend, clock=self.clock, emit=self.steps.append, stall_timeout_s=stall_timeout_s
+            self.backend,
+            clock=self.clock,
+            emit=self._take,
+            settings=EngineSettings(stall_timeout_s, step_target_s, share_prefixes),
+            costs=costs,
         )
 
     def submit(
@@ -84,6 +117,7 @@ class Harness:
         max_tokens: int = 8,
         credit: int = 10_000,
         want_tokens: bool = True,
+        **changes: object,
     ) -> Sequence:
         """Takes a sequence as the text thread would make it."""
         made = stop or StopParams(ignore_eos=True)
@@ -96,14 +130,25 @@ class Harness:
             text=TextMachine(made.sequences),
             received_s=self.clock(),
             credit=credit,
-            want_tokens=want_tokens,
+            **{"output": OutputParams(tokens=want_tokens), **changes},
         )
+        self.sequences[id], self.computed[id] = sequence, []
         self.engine.submit(sequence)
         return sequence
 
+    def _take(self, step: Step) -> None:
+        self.steps.append(step)
+        self.times.append(self.clock())
+
+    def _count_rows(self, rows: list[tuple[int, int, int, int]]) -> None:
+        """`computed` has the positions of a sequence that were in any batch, also in one that failed."""
+        owners = {each.sequence_id: each.id for each in self.sequences.values()}
+        for sequence_id, position, _, _ in rows:
+            self.computed[owners[sequence_id]].append(position)
+
     def step(self) -> bool:
         """One step; some time passes."""
-        self.clock.advance(0.01)
+        self.clock.advance(self.seconds_between)
         return self.engine.step()
 
     def run(self) -> None:
@@ -131,14 +176,15 @@ class Harness:
         ids = tuple(token.id for delta in deltas for token in delta.tokens)
         if isinstance(ending, Ended):
             return Result(text, ids, error=ending.error)
-        return Result(text, ids, ending.reason, ending.cause, ending.usage)
+        usage = Usage(ending.usage.prompt_tokens, 0, ending.usage.completion_tokens)
+        return Result(text, ids, ending.reason, ending.cause, usage, cached=ending.usage.cached_tokens)
 
     def is_clean(self) -> bool:
-        """Whether nothing is left: no slot, no KV, no open sampler, no live sequence."""
+        """Whether nothing is left but prefixes kept for others: no slot, no other KV, no open sampler."""
         stats = self.engine.stats()
-        kv = [self.backend.kv_length(id) for id in range(self.max_sequences)]
         samplers = [sampler.closed for sampler in self.backend.samplers]
-        return not stats.running and not stats.waiting and not any(kv) and all(samplers)
+        is_counted = stats.kv_used_tokens == stats.kv_idle_tokens == self.backend.kv_used()
+        return not stats.running and not stats.waiting and is_counted and all(samplers)
 
 
 def alone(prompt: str | list[int], **request: object) -> Result:

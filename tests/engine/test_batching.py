@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Outcome
 from bear_grpc.engine.engine import EngineBroken
-from bear_grpc.types import SamplingParams, StopParams
+from bear_grpc.types import LoadOptions, SamplingParams, StopParams
 from tests.engine.harness import GREEDY, Harness, Result, alone
 
 SAMPLINGS = [
@@ -47,16 +47,49 @@ class Request:
         }
 
 
+# Long common beginnings, so that prefixes are shared while they are computed and afterwards.
+PROMPTS = st.builds(
+    lambda start, length, end: (start * 60)[:length] + end,
+    st.sampled_from(["", "a", "ba"]),
+    st.sampled_from([0, 9, 40, 60]),
+    st.text("ab", min_size=1, max_size=20),
+)
 REQUESTS = st.builds(
     Request,
-    prompt=st.text("ab", min_size=1, max_size=20),
+    prompt=PROMPTS,
     sampling=st.integers(0, len(SAMPLINGS) - 1),
     stop=st.integers(0, len(STOPS) - 1),
     max_tokens=st.integers(0, 6),
     arrives=st.integers(0, 3),
 )
 ARRIVALS = st.lists(REQUESTS, min_size=1, max_size=6)
-SHAPES = st.sampled_from([(1, 4), (2, 2), (3, 8), (3, 5)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the engine has: few slots and small steps, and all kinds of KV cache."""
+
+    max_sequences: int
+    batch_tokens: int
+    kv_unified: bool = True
+    can_cut: bool = True
+    kv_cache_tokens: int = 0
+
+    def harness(self) -> Harness:
+        return Harness(
+            max_sequences=self.max_sequences,
+            batch_tokens=self.batch_tokens,
+            context_length=128,
+            options=LoadOptions(kv_unified=self.kv_unified, kv_cache_tokens=self.kv_cache_tokens or None),
+            can_cut=self.can_cut,
+        )
+
+
+SHAPES = st.builds(
+    lambda size, kind: Shape(*size, *kind),
+    st.sampled_from([(1, 4), (2, 2), (3, 8), (3, 5), (3, 40)]),
+    st.sampled_from([(True, True, 0), (True, True, 130), (False, True, 0), (False, False, 0)]),
+)
 
 
 def submit(harness: Harness, id: int, request: Request) -> None:
@@ -65,11 +98,11 @@ def submit(harness: Harness, id: int, request: Request) -> None:
 
 def run(
     arrivals: list[Request],
-    shape: tuple[int, int],
+    shape: Shape,
     between: Callable[[Harness, int], None] = lambda harness, step: None,
 ) -> Harness:
     """Runs all; `between` is called before each step with its number."""
-    harness = Harness(max_sequences=shape[0], batch_tokens=shape[1])
+    harness = shape.harness()
     number = 0
 
     def step() -> bool:
@@ -155,7 +188,7 @@ def test_abort_in_any_step_after_any_rows_leaves_all_outputs_unchanged(arrivals,
     shape=SHAPES,
     at=st.integers(0, 20),
     kept=st.integers(0, 8),
-    outcome=st.sampled_from([Outcome.FAILED, Outcome.INVALID, Outcome.NO_KV_ROOM]),
+    outcome=st.sampled_from([Outcome.FAILED, Outcome.INVALID]),
 )
 def test_failure_in_any_step_ends_only_the_sequences_of_that_step(arrivals, shape, at, kept, outcome):
     failing: list[set[int]] = []
@@ -177,10 +210,35 @@ def test_failure_in_any_step_ends_only_the_sequences_of_that_step(arrivals, shap
     assert harness.is_clean()
 
 
+@settings(max_examples=150)
+@given(
+    arrivals=ARRIVALS,
+    shape=SHAPES,
+    at=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6)), min_size=1, max_size=3),
+)
+def test_no_room_in_any_step_leaves_all_outputs_unchanged(arrivals, shape, at):
+    """Steps are cut and sequences preempted; only one that is alone and finds no room at all fails."""
+
+    def between(harness: Harness, step: int) -> None:
+        for number, times in at:
+            if number == step:
+                harness.backend.fail_next(*[Outcome.NO_KV_ROOM] * times)
+
+    harness = run(arrivals, shape, between)
+    for id, request in enumerate(arrivals):
+        result = harness.result(id)
+        if result.error is not None:
+            assert "no room" in result.error.message
+            assert expected(request).ids[: len(result.ids)] == result.ids
+        else:
+            assert result == expected(request)
+    assert harness.is_clean()
+
+
 @settings(max_examples=30)
 @given(arrivals=ARRIVALS, shape=SHAPES, stalls=st.lists(st.integers(1, 3), max_size=4))
 def test_credit_in_any_lots_leaves_all_outputs_unchanged(arrivals, shape, stalls):
-    harness = Harness(max_sequences=shape[0], batch_tokens=shape[1])
+    harness = shape.harness()
     for id, request in enumerate(arrivals):
         harness.submit(id, request.prompt, credit=1, **request.keywords())
     for lot in [*stalls, *[2] * 40]:
@@ -203,7 +261,8 @@ def test_stats_count_every_token_and_every_ending(arrivals, shape):
     harness = run(arrivals, shape)
     stats = harness.engine.stats()
     usages = [harness.result(id).usage for id in range(len(arrivals))]
-    assert stats.prefill_tokens == sum(usage.prompt_tokens for usage in usages)
+    assert stats.prefill_tokens + stats.cached_tokens == sum(usage.prompt_tokens for usage in usages)
+    assert stats.cached_tokens == sum(harness.result(id).cached for id in range(len(arrivals)))
     assert stats.decode_tokens == sum(usage.completion_tokens for usage in usages)
     assert (stats.submitted, stats.finished) == (len(arrivals), len(arrivals))
     assert stats.steps == len(harness.backend.batches)
@@ -212,7 +271,7 @@ def test_stats_count_every_token_and_every_ending(arrivals, shape):
 
 @given(arrivals=ARRIVALS, shape=SHAPES)
 def test_two_failures_in_a_row_break_the_engine_with_their_endings_told(arrivals, shape):
-    harness = Harness(max_sequences=shape[0], batch_tokens=shape[1])
+    harness = shape.harness()
     for id, request in enumerate(arrivals):
         submit(harness, id, request)
     harness.backend.fail_next(Outcome.FAILED, Outcome.FAILED)

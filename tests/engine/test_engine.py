@@ -16,7 +16,7 @@ from bear_grpc.types import FinishReason, SamplingParams, StopCause, StopParams,
 from tests.engine.harness import GREEDY, Harness, alone
 
 IGNORE = StopParams(ignore_eos=True)
-FAILURES = [Outcome.NO_KV_ROOM, Outcome.INVALID, Outcome.FAILED]
+FAILURES = [Outcome.INVALID, Outcome.FAILED]
 
 
 @pytest.fixture

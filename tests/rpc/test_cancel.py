@@ -41,7 +41,7 @@ async def cancels(api: Api, model: str, least: int = 1) -> AsyncIterator[pb.Engi
     )
     assert (submitted, finished, failed) == (cancelled, 0, 0)
     assert after.running_count == after.waiting_count == 0
-    assert after.kv_cache_used_token_count == 0
+    assert after.kv_cache_used_token_count == after.kv_cache_idle_token_count
     assert after.worker_process_id == before.worker_process_id
     assert (await api.once(model, max_tokens=2, ignore_eos=True)).usage.completion_token_count == 2
 

@@ -39,7 +39,7 @@ async def test_a_stop_does_not_wait_for_the_drain_of_an_unload(
     tmp_path: Path, spawner: Spawner, steady_file: Path
 ) -> None:
     async with serving(tmp_path, spawner, allow_path=[steady_file.parent]) as (server, api):
-        await api.register("steady", steady_file, load_options=pb.LoadOptions(threads=1))
+        await api.register("steady", steady_file, load_options=pb.LoadOptions(threads=1, max_sequences=1))
         await api.load("steady")
         call = api.generate("steady", max_tokens=1900, ignore_eos=True)
         await read_until(call, "delta")

@@ -37,7 +37,7 @@ async def hostile(api: Api, files: Path, request: pytest.FixtureRequest) -> Asyn
         context_length=2048,
         chat_template=request.param,
     )
-    await api.register("hostile", path, load_options=pb.LoadOptions(threads=1))
+    await api.register("hostile", path, load_options=pb.LoadOptions(threads=1, max_sequences=1))
     await api.load("hostile")
     yield "hostile"
     await api.unload("hostile", 0)

@@ -15,11 +15,12 @@ from tests.helpers.rpc import Api, Code, collect, fails, kinds, text_of
 from tests.rpc.conftest import TEMPLATE
 
 NAME = "pipeline/tiny:f32"
+ONE = pb.LoadOptions(threads=1, max_sequences=1)
 
 
 async def test_a_model_from_register_to_delete_does_all_it_should(api: Api, files: Path) -> None:
     path = write_tiny_llama(files / "pipeline.gguf", chat_template=TEMPLATE, context_length=512)
-    model = await api.register(NAME, path, load_options=pb.LoadOptions(threads=1), aliases=["pipe"])
+    model = await api.register(NAME, path, load_options=ONE, aliases=["pipe"])
     assert (model.architecture, model.context_length, model.license) == ("llama", 512, "apache-2.0")
     assert (model.source.file.path, model.size_bytes) == (str(path), path.stat().st_size)
     assert pb.MODEL_CAPABILITY_CHAT in model.capabilities
@@ -37,11 +38,12 @@ async def test_a_model_from_register_to_delete_does_all_it_should(api: Api, file
     watch.cancel()
     assert {status.state for status in seen[:-1]} == {pb.MODEL_STATE_LOADING}
     stages = [status.load_progress.stage for status in seen[:-1]]
-    assert stages == sorted(stages)
+    # Measuring has no place of its own, and may load the weights a second time.
+    begun = [stage for stage in dict.fromkeys(stages) if stage != pb.LOAD_STAGE_MEASURING]
+    assert begun == sorted(begun)
     assert stages[0] == pb.LOAD_STAGE_UNSPECIFIED
     assert len(set(stages)) > 1
     fractions = [s.load_progress.fraction for s in seen if s.load_progress.stage == pb.LOAD_STAGE_WEIGHTS]
-    assert fractions == sorted(fractions)
     assert all(0 <= fraction <= 1 for fraction in fractions)
     options = loaded.status.effective_options
     assert (options.context_length, options.threads, options.max_sequences) == (256, 1, 1)
@@ -60,7 +62,8 @@ async def test_a_model_from_register_to_delete_does_all_it_should(api: Api, file
 
     once = await api.once(NAME, "the bear", temperature=0, max_tokens=20, ignore_eos=True)
     assert once.choices[0].text == text_of(events)
-    assert once.usage == completed.usage
+    assert once.usage.prompt_token_count == completed.usage.prompt_token_count
+    assert once.usage.completion_token_count == completed.usage.completion_token_count
     assert list(once.choices[0].tokens) == []
 
     status = await api.status(NAME)

@@ -60,7 +60,7 @@ async def test_a_generation_that_nobody_reads_stops_at_its_credit_and_ends_slow_
         # What was drawn is still read, then the error.
         count = 0
         with pytest.raises(SlowConsumer):
-            async for event in generation:
+            async for _, event in generation:
                 assert not isinstance(event, Finished)
                 count += event.count if isinstance(event, Delta) else 0
         assert count == INITIAL_CREDIT_TOKENS
@@ -74,7 +74,7 @@ async def test_a_reader_that_reads_slowly_but_reads_gets_everything(impatient: t
     generation = executor.generate(PromptInput("hello"), SAMPLING, MANY)
     count = 0
     async with asyncio.timeout(WAIT_S):
-        async for event in generation:
+        async for _, event in generation:
             if isinstance(event, Delta):
                 count += event.count
                 # Each stop is shorter than the stall time, all together are longer.

@@ -43,7 +43,9 @@ class _Cancelling:
 
 async def _serve(folder: Path, manager: Any) -> AsyncIterator[Api]:
     server = grpc.aio.server()
-    inference_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(manager, manager), server)
+    inference_grpc.add_InferenceServiceServicer_to_server(
+        InferenceServicer(manager, manager, "tenant"), server
+    )
     models_grpc.add_ModelServiceServicer_to_server(ModelServicer(manager, manager), server)
     target = f"unix:{folder}/broken.sock"
     server.add_insecure_port(target)

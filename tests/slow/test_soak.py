@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bars.soak import GROWTH_BYTES, Sample, Soak, of_server, of_worker, soak
 from benchmarks.procfs import Usage
+from benchmarks.servers import held_tokens
 
 GENERATIONS = 250
 WARM_UP = 25
@@ -38,4 +39,4 @@ def test_no_open_file_is_left(seen: Soak, process: Callable[[Sample], Usage]) ->
 
 def test_no_request_and_no_cell_is_left(seen: Soak) -> None:
     assert (seen.status.running_count, seen.status.waiting_count) == (0, 0)
-    assert seen.status.kv_cache_used_token_count == 0
+    assert held_tokens(seen.status) == 0

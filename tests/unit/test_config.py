@@ -59,6 +59,12 @@ def test_config_environment_of_others_is_left_alone(name):
     assert load(environ={name: "x"}) == load()
 
 
+def test_config_prefixes_are_shared_inside_a_tenant_unless_set_otherwise():
+    assert (load().prefix_sharing, load().step_target_ms) == ("tenant", 0.0)
+    made = load(environ={"BEAR_PREFIX_SHARING": "off", "BEAR_STEP_TARGET_MS": "80"})
+    assert (made.prefix_sharing, made.step_target_ms) == ("off", 80.0)
+
+
 def test_config_paths_may_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/bear")
     assert load(flags={"models_dir": "~/models"}).models_dir == Path("/home/bear/models")
@@ -91,6 +97,9 @@ def test_config_unknown_setting_like_no_other_is_named(tmp_path):
         ("stall_timeout_s = 0.0", "stall_timeout_s"),
         ("stall_timeout_s = nan", "stall_timeout_s"),
         ("stop_grace_s = -1.0", "stop_grace_s"),
+        ('prefix_sharing = "some"', "prefix_sharing"),
+        ("step_target_ms = -1.0", "step_target_ms"),
+        ("step_target_ms = nan", "step_target_ms"),
         ("stop_grace_s = nan", "stop_grace_s"),
         ('log_level = "LOUD"', "log_level"),
         ("[models.a.load_options]\nthreads = 0", r"models\.a\.load_options\.threads"),

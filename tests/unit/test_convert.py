@@ -17,6 +17,8 @@ from bear_grpc.models.entry import ModelEntry, ModelStatus
 from bear_grpc.models.gguf import ArraySummary, GgufHeader
 from bear_grpc.rpc import convert
 from bear_grpc.types import (
+    ConstraintKind,
+    CostTable,
     EngineStats,
     FinishReason,
     GenerationDefaults,
@@ -24,8 +26,11 @@ from bear_grpc.types import (
     LoadOptions,
     LoadStage,
     ModelState,
+    OverflowPolicy,
+    SamplerKind,
     SamplingParams,
     StateReason,
+    StepCost,
 )
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import model_service_pb2 as model_pb
@@ -43,6 +48,25 @@ SAMPLING = {
     "presence_penalty": st.floats(-2, 2),
     "seed": st.integers(0, 2**32 - 1),
     "logit_bias": st.lists(st.tuples(st.integers(0, 99), st.floats(-1000, 1000)), max_size=3).map(tuple),
+    "top_n_sigma": st.floats(0, 100),
+    "xtc_probability": st.floats(0, 1),
+    "xtc_threshold": st.floats(0, 1),
+    "dry_multiplier": st.floats(0, 100),
+    "dry_base": st.floats(1, 100),
+    "dry_allowed_length": st.integers(1, 1000),
+    "dry_window": st.integers(-1, 2**20),
+    "dry_sequence_breakers": st.lists(st.text("a€\n", min_size=1, max_size=3), min_size=1, max_size=16).map(
+        tuple
+    ),
+    "dynamic_temperature_range": st.floats(0, 100),
+    "dynamic_temperature_exponent": st.floats(0.01, 100),
+    "mirostat": st.just(0),  # not together with some others
+    "mirostat_tau": st.floats(0, 100),
+    "mirostat_eta": st.floats(0, 1),
+    "adaptive_p_target": st.none() | st.floats(0, 1),
+    "adaptive_p_decay": st.floats(0, 0.99),
+    "min_keep": st.integers(1, 1000),
+    "sampler_order": st.lists(st.sampled_from(SamplerKind), unique=True, min_size=1).map(tuple),
 }
 LOAD = {
     "context_length": st.integers(1, 2**24),
@@ -56,6 +80,8 @@ LOAD = {
     "mmap": st.booleans(),
     "mlock": st.booleans(),
     "repack": st.booleans(),
+    "kv_cache_tokens": st.integers(1, 2**26),
+    "kv_unified": st.booleans(),
 }
 DEFAULTS = {name: SAMPLING[name] for name in GenerationDefaults.__struct_fields__ if name != "max_tokens"}
 
@@ -75,7 +101,11 @@ ENUMS = {
     StateReason: (pb.ModelStateReason, "MODEL_STATE_REASON"),
     LoadStage: (pb.LoadStage, "LOAD_STAGE"),
     FinishReason: (inference_pb.FinishReason, "FINISH_REASON"),
+    SamplerKind: (inference_pb.SamplerKind, "SAMPLER_KIND"),
+    OverflowPolicy: (inference_pb.OverflowPolicy, "OVERFLOW_POLICY"),
 }
+# Not an enum of the contract but the names of a oneof.
+NAMES_OF_FIELDS = {ConstraintKind}
 MEMBERS = [pytest.param(kind, member, id=str(member)) for kind in ENUMS for member in kind]
 
 
@@ -106,14 +136,18 @@ def test_pair_to_proto_over_the_wire_and_back_gives_an_equal_value(name, data):
 
 def test_strategies_cover_every_field():
     assert {*SAMPLING} == {*SamplingParams.__struct_fields__}
-    assert {*LOAD} == {*LoadOptions.__struct_fields__} - {"kv_cache_tokens"}
+    assert {*LOAD} == {*LoadOptions.__struct_fields__}
 
 
 def test_overrides_unset_message_gives_nothing():
     assert convert.overrides_from_proto(inference_pb.SamplingParams()) == {}
 
 
-ZEROS = {*SAMPLING} - {"logit_bias", "top_p", "typical_p", "repetition_penalty"}
+ZEROS = {
+    *("temperature", "top_k", "min_p", "repetition_window", "frequency_penalty", "presence_penalty", "seed"),
+    *("top_n_sigma", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_window", "mirostat"),
+    *("dynamic_temperature_range", "mirostat_tau", "mirostat_eta", "adaptive_p_target", "adaptive_p_decay"),
+}
 
 
 @pytest.mark.parametrize("name", sorted(ZEROS))
@@ -122,7 +156,7 @@ def test_overrides_set_to_0_are_told_from_unset(name):
     assert convert.overrides_from_proto(message) == {name: 0}
 
 
-@pytest.mark.parametrize("name", ["gpu_layers", "flash_attention", "mmap", "mlock", "repack"])
+@pytest.mark.parametrize("name", ["gpu_layers", "flash_attention", "mmap", "mlock", "repack", "kv_unified"])
 def test_load_options_set_to_0_are_told_from_unset(name):
     value = LoadOptions.__annotations__[name].startswith("bool")
     zero = False if value else 0
@@ -143,6 +177,29 @@ def test_overrides_bad_values_are_all_named():
     assert names == {"sampling.temperature", "sampling.top_p", "sampling.seed"}
 
 
+def test_overrides_lists_that_are_empty_are_unset():
+    message = inference_pb.SamplingParams(sampler_order=[], dry_sequence_breakers=[], logit_bias=[])
+    assert convert.overrides_from_proto(message) == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (inference_pb.SamplingParams(sampler_order=[4, 0, 99]), ["sampler_order[1]", "sampler_order[2]"]),
+        (inference_pb.SamplingParams(sampler_order=[4, 4]), ["sampler_order"]),
+        (inference_pb.SamplingParams(sampler_order=[4], mirostat=2), ["sampler_order"]),
+        (inference_pb.SamplingParams(adaptive_p_target=0, mirostat=1), ["adaptive_p_target"]),
+        (inference_pb.SamplingParams(dry_sequence_breakers=["a", ""]), ["dry_sequence_breakers[1]"]),
+        (inference_pb.SamplingParams(sampler_order=[0], top_p=0), ["sampler_order[0]", "top_p"]),
+    ],
+    ids=str,
+)
+def test_overrides_bad_lists_and_what_excludes_another_are_named(message, fields):
+    with pytest.raises(InvalidField) as caught:
+        convert.overrides_from_proto(message)
+    assert [violation.field for violation in caught.value.violations] == [f"sampling.{f}" for f in fields]
+
+
 def test_load_options_bad_values_are_all_named_with_the_prefix():
     with pytest.raises(InvalidField) as caught:
         convert.load_options_from_proto(pb.LoadOptions(threads=0, batch_tokens=1), "load_options")
@@ -161,14 +218,10 @@ def test_load_options_kv_cache_type_unspecified_is_unset():
     assert convert.load_options_from_proto(message) == LoadOptions()
 
 
-@pytest.mark.parametrize("name", ["keep_alive", "kv_cache_tokens"])
-def test_load_options_not_built_yet_are_refused(name):
+def test_load_options_not_built_yet_are_refused():
     message = pb.LoadOptions()
-    if name == "keep_alive":
-        message.keep_alive.FromSeconds(1)
-    else:
-        message.kv_cache_tokens = 4096
-    with pytest.raises(FeatureUnsupported, match=name):
+    message.keep_alive.FromSeconds(1)
+    with pytest.raises(FeatureUnsupported, match="keep_alive"):
         convert.load_options_from_proto(message)
 
 
@@ -181,7 +234,7 @@ def test_defaults_max_tokens_below_1_is_named(value):
 
 
 def test_enums_every_one_of_the_domain_is_tried_here():
-    assert {*ENUMS} == {
+    assert {*ENUMS, *NAMES_OF_FIELDS} == {
         kind
         for kind in vars(types).values()
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and kind.__module__ == types.__name__
@@ -215,7 +268,8 @@ def test_status_of_an_unloaded_model_leaves_out_what_a_loaded_one_has():
 def test_status_of_a_loaded_model_has_its_counts():
     stats = EngineStats(
         steps=1, prefill_tokens=2, decode_tokens=3, submitted=4, finished=5, cancelled=6, failed=7, running=8,
-        waiting=9, kv_used_tokens=10,
+        waiting=9, kv_used_tokens=10, kv_idle_tokens=3, cached_tokens=14, preemptions=15, forward_s=1.5,
+        sampling_s=2.5, overhead_s=3.5,
     )  # fmt: skip
     options = LoadOptions(kv_cache_tokens=64)
     sizes = {"weights_bytes": 11, "kv_cache_bytes": 12, "process_bytes": 13}
@@ -228,10 +282,16 @@ def test_status_of_a_loaded_model_has_its_counts():
         finished_sequence_count=5,
         cancelled_sequence_count=6,
         failed_sequence_count=7,
+        cached_token_count=14,
+        preemption_count=15,
+        forward_seconds=1.5,
+        sampling_seconds=2.5,
+        overhead_seconds=3.5,
     )
     assert message.memory == pb.MemoryLedger(weights_bytes=11, kv_cache_bytes=12, process_bytes=13)
     assert (message.running_count, message.waiting_count) == (8, 12)
     assert (message.kv_cache_used_token_count, message.kv_cache_token_count) == (10, 64)
+    assert message.kv_cache_idle_token_count == 3
 
 
 def test_status_waiting_count_is_never_negative():
@@ -255,6 +315,15 @@ def test_model_defaults_are_the_servers_with_the_models_over_them():
     assert (message.defaults.top_k, message.defaults.max_tokens) == (0, 7)
     assert message.defaults.temperature == SamplingParams().temperature
     assert message.source.file.path == "bear.gguf"
+
+
+def test_model_tells_what_has_been_measured():
+    entry = ModelEntry("bear", Path("bear.gguf"), True)
+    entry.cost_tables = [CostTable(True, 2, [StepCost(1, 0.5), StepCost(16, 0.75)])]
+    costs = [pb.StepCost(token_count=1, seconds=0.5), pb.StepCost(token_count=16, seconds=0.75)]
+    assert list(convert.model_to_proto(entry).cost_tables) == [
+        pb.CostTable(repack=True, threads=2, costs=costs)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ def test_readme_names_every_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["listen", "max_waiting_requests", "stall_timeout_s", "stop_grace_s", "log_level"]
+    "name",
+    [
+        *("listen", "max_waiting_requests", "prefix_sharing", "step_target_ms"),
+        *("stall_timeout_s", "stop_grace_s", "log_level"),
+    ],
 )
 def test_readme_tells_the_default_of_a_setting(name: str) -> None:
     row = re.search(rf"^\| `{name}` \| `?([^|`]+)`? \|", README, re.MULTILINE)

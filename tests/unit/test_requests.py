@@ -9,20 +9,20 @@ import pytest
 
 from bear_grpc.errors import FeatureUnsupported, InvalidField
 from bear_grpc.models.entry import ModelEntry
-from bear_grpc.protocol import Delta, Finished, Started, Token
 from bear_grpc.rpc import requests
 from bear_grpc.types import (
     ChatInput,
     ChatTurn,
-    FinishReason,
+    Constraint,
+    ConstraintKind,
     GenerationDefaults,
+    OutputParams,
+    OverflowPolicy,
     PromptInput,
+    SamplerKind,
     SamplingParams,
-    StopCause,
     StopParams,
-    Timings,
     TokensInput,
-    Usage,
 )
 from bear_grpc.v1 import inference_service_pb2 as pb
 
@@ -45,13 +45,15 @@ def bad_fields(message: pb.GenerateRequest) -> list[str]:
 
 
 def test_spec_of_a_plain_request_has_the_contracts_defaults():
-    spec = requests.spec_from_proto(request())
-    assert spec == requests.GenerateSpec(
+    assert requests.spec_from_proto(request()) == requests.GenerateSpec(
         model="bear",
         input=PromptInput("hello", add_special=True, parse_special=False),
         sampling={},
         stop=StopParams(),
-        want_tokens=False,
+        n=1,
+        output=OutputParams(),
+        constraint=None,
+        overflow=OverflowPolicy.ERROR,
         queue_progress=False,
         load_if_needed=True,
         request_id="",
@@ -63,26 +65,43 @@ def test_spec_of_a_full_request_has_every_value():
         pb.GenerateRequest(
             model="bear",
             token_ids=pb.TokenIds(ids=[1, 2]),
-            sampling=pb.SamplingParams(temperature=0, seed=0),
-            stop=pb.StopParams(max_tokens=0, sequences=["x"], token_ids=[3], ignore_eos=True),
-            output=pb.OutputOptions(token_ids=True, queue_progress=True),
+            sampling=pb.SamplingParams(temperature=0, seed=0, sampler_order=[pb.SAMPLER_KIND_TOP_K]),
+            stop=pb.StopParams(max_tokens=9, min_tokens=3, sequences=["x"], token_ids=[3], ignore_eos=True),
+            constraint=pb.Constraint(regex="a+"),
+            output=pb.OutputOptions(
+                logprobs=True,
+                top_logprobs=20,
+                token_ids=True,
+                prefill_progress=True,
+                queue_progress=True,
+                echo=True,
+            ),
             load_if_needed=False,
             request_id="r1",
-            n=1,
+            n=16,
             priority=pb.PRIORITY_NORMAL,
-            overflow_policy=pb.OVERFLOW_POLICY_ERROR,
+            overflow_policy=pb.OVERFLOW_POLICY_TRUNCATE_MIDDLE,
         )
     )
     assert spec == requests.GenerateSpec(
         model="bear",
         input=TokensInput([1, 2]),
-        sampling={"temperature": 0, "seed": 0},
-        stop=StopParams(max_tokens=0, sequences=("x",), token_ids=(3,), ignore_eos=True),
-        want_tokens=True,
+        sampling={"temperature": 0, "seed": 0, "sampler_order": (SamplerKind.TOP_K,)},
+        stop=StopParams(max_tokens=9, sequences=("x",), token_ids=(3,), ignore_eos=True, min_tokens=3),
+        n=16,
+        output=OutputParams(tokens=True, logprobs=True, top_logprobs=20, echo=True, prefill_progress=True),
+        constraint=Constraint(ConstraintKind.REGEX, "a+"),
+        overflow=OverflowPolicy.TRUNCATE_MIDDLE,
         queue_progress=True,
         load_if_needed=False,
         request_id="r1",
     )
+
+
+@pytest.mark.parametrize("member", OverflowPolicy)
+def test_spec_overflow_policy_comes_through(member):
+    number = pb.OverflowPolicy.Value(f"OVERFLOW_POLICY_{member.name}")
+    assert requests.spec_from_proto(request(overflow_policy=number)).overflow is member
 
 
 def test_spec_max_tokens_0_is_told_from_unset():
@@ -122,6 +141,9 @@ BAD: dict[str, pb.GenerateRequest] = {
     "output.top_logprobs": request(output=pb.OutputOptions(top_logprobs=21)),
     "priority": request(priority=99),
     "overflow_policy": request(overflow_policy=99),
+    "sampling.sampler_order[1]": request(sampling=pb.SamplingParams(sampler_order=[1, 0])),
+    "constraint": request(constraint=pb.Constraint()),
+    "constraint.regex": request(constraint=pb.Constraint(regex="x" * (2**16 + 1))),
     "stop.max_tokens": request(stop=pb.StopParams(max_tokens=-1)),
     "stop.sequences": request(stop=pb.StopParams(sequences=["x"] * 17)),
     "stop.sequences[1]": request(stop=pb.StopParams(sequences=["x", ""])),
@@ -140,9 +162,16 @@ def test_spec_bad_field_is_named(field):
 
 def test_spec_every_bad_field_is_named_at_once():
     message = pb.GenerateRequest(
-        sampling=pb.SamplingParams(top_p=0), stop=pb.StopParams(max_tokens=-1), request_id="x" * 129, n=17
+        sampling=pb.SamplingParams(top_p=0),
+        stop=pb.StopParams(max_tokens=-1),
+        constraint=pb.Constraint(),
+        output=pb.OutputOptions(top_logprobs=-1),
+        overflow_policy=99,
+        request_id="x" * 129,
+        n=17,
     )
     expected = {"model", "input", "sampling.top_p", "stop.max_tokens", "request_id", "n"}
+    expected |= {"constraint", "output.top_logprobs", "overflow_policy"}
     assert {*bad_fields(message)} == expected
 
 
@@ -167,20 +196,13 @@ def test_spec_prompt_at_the_limit_comes_through():
     assert requests.spec_from_proto(request(prompt="x" * 2**20)).input == PromptInput("x" * 2**20)
 
 
-def constraint(message: pb.GenerateRequest) -> None:
-    message.constraint.regex = "a"
+def test_spec_min_tokens_above_max_tokens_are_named():
+    assert bad_fields(request(stop=pb.StopParams(max_tokens=3, min_tokens=4))) == ["stop.min_tokens"]
 
 
 UNSUPPORTED: dict[str, Change] = {
-    "constraint": constraint,
-    "n above 1": lambda message: setattr(message, "n", 2),
     "priority": lambda message: setattr(message, "priority", pb.PRIORITY_HIGH),
-    "overflow_policy": lambda message: setattr(message, "overflow_policy", pb.OVERFLOW_POLICY_TRUNCATE_LEFT),
     "keep_alive": lambda message: message.keep_alive.FromSeconds(0),
-    "stop.min_tokens": lambda message: setattr(message.stop, "min_tokens", 1),
-    "output.logprobs": lambda message: setattr(message.output, "logprobs", True),
-    "output.prefill_progress": lambda message: setattr(message.output, "prefill_progress", True),
-    "output.echo": lambda message: setattr(message.output, "echo", True),
 }
 
 
@@ -188,13 +210,12 @@ UNSUPPORTED: dict[str, Change] = {
 def test_spec_feature_not_built_yet_is_refused_not_ignored(feature):
     message = request()
     UNSUPPORTED[feature](message)
-    message.SetInParent()
     with pytest.raises(FeatureUnsupported, match=feature):
         requests.spec_from_proto(message)
 
 
 def test_spec_bad_field_is_told_before_a_feature_not_built_yet():
-    assert bad_fields(request(model="", n=2)) == ["model"]
+    assert bad_fields(request(model="", priority=pb.PRIORITY_LOW)) == ["model"]
 
 
 def test_tokenize_input_says_how_special_tokens_are_meant():
@@ -223,49 +244,3 @@ def test_complete_keeps_the_requests_seed():
     spec = requests.spec_from_proto(request(sampling=pb.SamplingParams(seed=0)))
     sampling, _ = spec.complete(ModelEntry("bear", Path("b"), True), seed=77)
     assert sampling.seed == 0
-
-
-def test_delta_carries_text_and_bytes_that_are_no_text():
-    message = requests.delta_to_proto(Delta(1, "a", 1, [Token(5, b"\xff")]))
-    assert message == pb.Delta(text="a", tokens=[pb.Token(id=5, piece=b"\xff")])
-
-
-def test_started_tells_what_is_in_force():
-    entry = ModelEntry("bear", Path("b"), True, sha256="ab")
-    message = requests.started_to_proto(Started(1, 10, 4, 20), entry, SamplingParams(seed=3))
-    assert (message.model, message.sha256, message.max_tokens) == ("bear", "ab", 20)
-    assert (message.prompt_token_count, message.cached_token_count) == (10, 4)
-    assert message.sampling.seed == 3
-
-
-@pytest.mark.parametrize(
-    ("cause", "which"),
-    [
-        (StopCause(eog_token=0), "eog_token"),
-        (StopCause(sequence="x"), "sequence"),
-        (StopCause(token_id=0), "token_id"),
-    ],
-)
-def test_completed_names_the_cause_even_if_it_is_0(cause, which):
-    event = Finished(1, FinishReason.STOP, cause, Usage(1, 0, 1), Timings(0, 0, 0, 0))
-    message = requests.completed_to_proto(event)
-    assert message.finish_reason == pb.FINISH_REASON_STOP
-    assert message.stop_cause.WhichOneof("kind") == which
-
-
-def test_completed_without_cause_has_none():
-    event = Finished(1, FinishReason.LENGTH, None, Usage(1, 0, 1), Timings(0, 0, 0, 0))
-    assert not requests.completed_to_proto(event).HasField("stop_cause")
-
-
-def test_timings_rates_leave_out_cached_tokens_and_the_first_token():
-    timings = Timings(queue_s=1, prefill_s=2, decode_s=4, total_s=8, ttft_s=3)
-    event = Finished(1, FinishReason.LENGTH, None, Usage(100, 40, 9), timings)
-    message = requests.timings_to_proto(event)
-    assert (message.prefill_tokens_per_second, message.decode_tokens_per_second) == (30, 2)
-
-
-def test_timings_of_no_time_have_rates_of_0():
-    event = Finished(1, FinishReason.LENGTH, None, Usage(100, 0, 1), Timings(0, 0, 0, 0))
-    message = requests.timings_to_proto(event)
-    assert (message.prefill_tokens_per_second, message.decode_tokens_per_second) == (0, 0)

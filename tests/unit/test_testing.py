@@ -7,11 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from bear_grpc.backend.base import Batch, Outcome
+from bear_grpc.backend.base import Batch, KvTraits, Outcome
 from bear_grpc.testing import FakeBackend, FakeClock, FakeSampler, FakeVocabulary, Misuse
 from bear_grpc.types import LoadOptions, SamplingParams
 
 OPTIONS = LoadOptions(context_length=8, max_sequences=2, batch_tokens=6)
+SPLIT = LoadOptions(kv_unified=False).over(OPTIONS)
 
 
 @pytest.fixture
@@ -49,17 +50,26 @@ def in_thread(call) -> list[BaseException]:
         ([(0, 0, [1], True), (0, 2, [1], True)], "position 2"),
         ([(0, 0, [1], True), (0, 0, [1], True)], "position 0"),
         ([(0, 1, [1], True)], "position 1"),
-        ([(2, 0, [1], True)], "sequence id 2"),
+        ([(32, 0, [1], True)], "sequence id 32 of 32"),
         ([(-1, 0, [1], True)], "sequence id -1"),
         ([(0, 0, [9999], True)], "token 9999"),
         ([(0, 0, [-1], True)], "token -1"),
-        ([(0, 0, [1], True), (0, 1, [1], True), (0, 2, [1], True)], "3 rows with logits"),
     ],
 )
 def test_fake_forward_of_a_wrong_batch_is_misuse_and_changes_nothing(backend, runs, problem):
     with pytest.raises(Misuse, match=problem):
         backend.forward(batch_of(*runs))
     assert [backend.kv_length(id) for id in range(2)] == [0, 0]
+
+
+def test_fake_forward_with_more_outputs_than_allowed_is_misuse_and_changes_nothing():
+    backend = FakeBackend(OPTIONS, max_outputs=2)
+    runs = [(0, 0, [1], True), (0, 1, [1], True), (0, 2, [1], True)]
+    with pytest.raises(Misuse, match="3 rows with logits"):
+        backend.forward(batch_of(*runs))
+    assert backend.kv_length(0) == 0
+    assert backend.forward(batch_of(*runs[:2])) is Outcome.DONE
+    assert not np.array_equal(backend.logits(0), backend.logits(1))
 
 
 def test_fake_forward_over_the_batch_tokens_is_misuse(backend):
@@ -83,6 +93,120 @@ def test_fake_forward_without_kv_room_applies_nothing():
     assert backend.forward(batch_of((1, 0, [1] * 2, True))) is Outcome.DONE
 
 
+# ---- KV cache ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "traits"),
+    [
+        (OPTIONS, {}, KvTraits(32, 16, unified=True, can_cut=True)),
+        (LoadOptions(max_sequences=9).over(OPTIONS), {}, KvTraits(36, 72, unified=True, can_cut=True)),
+        (OPTIONS, {"sequence_ids": 3}, KvTraits(3, 16, unified=True, can_cut=True)),
+        (SPLIT, {}, KvTraits(2, 16, unified=False, can_cut=True)),
+        (OPTIONS, {"can_cut": False}, KvTraits(2, 16, unified=False, can_cut=False)),
+    ],
+)
+def test_fake_kv_traits_are_those_of_the_options(options, changes, traits):
+    backend = FakeBackend(options, **changes)
+    assert backend.kv == traits
+    assert (backend.max_outputs, backend.options.kv_unified) == (traits.sequence_ids + 32, traits.unified)
+
+
+def test_fake_with_more_sequence_ids_than_parts_of_the_room_is_refused():
+    with pytest.raises(ValueError, match="max_sequences"):
+        FakeBackend(SPLIT, sequence_ids=3)
+
+
+def test_fake_kv_cell_that_is_shared_takes_room_until_its_last_sequence_is_gone(backend):
+    backend.forward(batch_of((0, 0, [1, 2, 3, 4], True)))
+    assert backend.kv_copy(0, 1, 3) is True
+    assert backend.kv_copy(1, 2, 2) is True
+    assert backend.kv_used() == 4
+    backend.forward(batch_of((1, 3, [5], True)))
+    assert [backend.kv_tokens(id) for id in range(3)] == [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2]]
+    assert backend.kv_used() == 5
+    backend.kv_remove(0, 0)
+    assert backend.kv_used() == 4
+    backend.kv_remove(1, 1)
+    assert backend.kv_used() == 2
+    backend.kv_remove(2, 0)
+    assert backend.kv_used() == 1
+
+
+def test_fake_kv_copy_between_parts_of_the_room_takes_its_own():
+    backend = FakeBackend(SPLIT)
+    backend.forward(batch_of((0, 0, [1, 2, 3, 4], True)))
+    assert backend.kv_copy(0, 1, 3) is True
+    assert backend.kv_used() == 7
+
+
+def test_fake_kv_room_of_a_part_that_is_full_leaves_that_of_the_others():
+    backend = FakeBackend(LoadOptions(kv_cache_tokens=8).over(SPLIT))
+    backend.forward(batch_of((0, 0, [1, 2, 3], True)))
+    assert backend.forward(batch_of((0, 3, [4, 5], True), (1, 0, [1], True))) is Outcome.NO_KV_ROOM
+    assert [backend.kv_length(id) for id in range(2)] == [3, 0]
+    assert backend.forward(batch_of((0, 3, [4], True), (1, 0, [1, 2, 3, 4], True))) is Outcome.DONE
+
+
+@pytest.mark.parametrize("length", [0, -1, 4])
+def test_fake_kv_copy_of_what_is_not_there_is_misuse(backend, length):
+    backend.forward(batch_of((0, 0, [1, 2, 3], True)))
+    with pytest.raises(Misuse, match=f"copy of {length} tokens"):
+        backend.kv_copy(0, 1, length)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda backend: backend.kv_copy(0, 1, 2), lambda backend: backend.kv_restore(1, b"")]
+)
+def test_fake_kv_copy_or_restore_into_a_sequence_in_use_is_misuse(backend, call):
+    backend.forward(batch_of((0, 0, [1, 2], True), (1, 0, [3], True)))
+    with pytest.raises(Misuse, match="sequence 1 is in use"):
+        call(backend)
+    assert backend.kv_tokens(1) == [3]
+
+
+def test_fake_kv_restore_of_other_data_is_misuse(backend):
+    with pytest.raises(Misuse, match="kv_save"):
+        backend.kv_restore(0, b"something")
+
+
+def test_fake_kv_restore_without_room_applies_nothing():
+    backend = FakeBackend(LoadOptions(kv_cache_tokens=8).over(OPTIONS))
+    backend.forward(batch_of((0, 0, [1, 2, 3, 4, 5], True)))
+    saved = backend.kv_save(0)
+    assert backend.kv_restore(1, saved) is False
+    assert (backend.kv_length(1), backend.kv_used()) == (0, 5)
+    backend.kv_remove(0, 3)
+    assert backend.kv_restore(1, saved) is True
+    assert backend.kv_tokens(1) == [1, 2, 3, 4, 5]
+
+
+# ---- threads and time -------------------------------------------------------------------------------
+
+
+def test_fake_forward_takes_the_seconds_of_its_rows():
+    clock = FakeClock(0.0)
+    backend = FakeBackend(OPTIONS, clock=clock, seconds_per_step=lambda rows: 1.0 + rows / 4)
+    backend.forward(batch_of((0, 0, [1, 2, 3, 4], True)))
+    assert clock() == 2.0
+    backend.forward(batch_of((0, 4, [5], True), (1, 0, [1], True)))
+    assert clock() == 3.5
+
+
+@pytest.mark.parametrize("outcome", [Outcome.INVALID, Outcome.NO_KV_ROOM])
+def test_fake_forward_that_is_refused_takes_no_time(outcome):
+    clock = FakeClock(0.0)
+    backend = FakeBackend(OPTIONS, clock=clock, seconds_per_step=lambda rows: 1.0)
+    backend.fail_next(outcome)
+    assert backend.forward(batch_of((0, 0, [1], True))) is outcome
+    assert clock() == 0.0
+
+
+def test_fake_with_seconds_but_no_clock_is_refused():
+    with pytest.raises(ValueError, match="together"):
+        FakeBackend(OPTIONS, seconds_per_step=lambda rows: 1.0)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -90,6 +214,9 @@ def test_fake_forward_without_kv_room_applies_nothing():
         lambda backend: backend.logits(0),
         lambda backend: backend.kv_length(0),
         lambda backend: backend.kv_remove(0, 0),
+        lambda backend: backend.kv_copy(0, 1, 1),
+        lambda backend: backend.kv_save(0),
+        lambda backend: backend.kv_restore(0, b""),
         lambda backend: backend.make_sampler(SamplingParams()),
         lambda backend: backend.set_threads(1),
         lambda backend: backend.close(),
@@ -188,6 +315,8 @@ def test_fake_that_cannot_cut_only_clears_whole():
     backend.forward(batch_of((0, 0, [1, 2, 3], True)))
     assert backend.kv_remove(0, 1) is False
     assert backend.kv_length(0) == 3
+    assert backend.kv_copy(0, 1, 2) is False
+    assert backend.kv_copy(0, 1, 3) is True
     assert backend.kv_remove(0, 3) is True
     assert backend.kv_remove(0, 0) is True
     assert backend.kv_length(0) == 0

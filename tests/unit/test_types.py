@@ -9,11 +9,14 @@ import pytest
 
 from bear_grpc.errors import FieldViolation, InvalidField
 from bear_grpc.types import (
+    MAX_DRY_BREAKERS,
     MAX_LOGIT_BIAS,
     MAX_STOP_SEQUENCES,
     MAX_STOP_TOKENS,
+    SAMPLER_ORDER,
     KvCacheType,
     LoadOptions,
+    SamplerKind,
     SamplingParams,
     StopParams,
     check,
@@ -40,6 +43,21 @@ SAMPLING_LIMITS = {
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
     "seed": (0, 2**32 - 1),
+    "top_n_sigma": (0, 100),
+    "xtc_probability": (0, 1),
+    "xtc_threshold": (0, 1),
+    "dry_multiplier": (0, 100),
+    "dry_base": (1, 100),
+    "dry_allowed_length": (1, 1000),
+    "dry_window": (-1, 2**20),
+    "dynamic_temperature_range": (0, 100),
+    "dynamic_temperature_exponent": (0.01, 100),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0, 100),
+    "mirostat_eta": (0, 1),
+    "adaptive_p_target": (0, 1),
+    "adaptive_p_decay": (0, 0.99),
+    "min_keep": (1, 1000),
 }
 
 
@@ -48,12 +66,13 @@ def fields(violations: list[FieldViolation]) -> list[str]:
 
 
 def test_load_options_every_number_has_limits_here():
-    not_numbers = {"kv_cache_type", "flash_attention", "mmap", "mlock", "repack"}
+    not_numbers = {"kv_cache_type", "flash_attention", "mmap", "mlock", "repack", "kv_unified"}
     assert {*LoadOptions.__struct_fields__} == {*LOAD_LIMITS, *not_numbers}
 
 
 def test_sampling_every_number_has_limits_here():
-    assert {*SamplingParams.__struct_fields__} == {*SAMPLING_LIMITS, "logit_bias"}
+    lists = {"logit_bias", "dry_sequence_breakers", "sampler_order"}
+    assert {*SamplingParams.__struct_fields__} == {*SAMPLING_LIMITS, *lists}
 
 
 @pytest.mark.parametrize(("name", "limits"), LOAD_LIMITS.items())
@@ -151,10 +170,114 @@ def test_sampling_too_many_biases_are_named():
         ({"repetition_penalty": 1.0, "frequency_penalty": 0.5}, True),
         ({"repetition_penalty": 1.0, "presence_penalty": 0.5}, True),
         ({"repetition_window": -1}, True),
+        ({"sampler_order": tuple(kind for kind in SamplerKind if kind is not SamplerKind.PENALTIES)}, False),
     ],
 )
 def test_sampling_penalties_are_used_when_one_is_on_and_the_window_open(change, uses):
     assert SamplingParams(**change).uses_penalties is uses
+
+
+@pytest.mark.parametrize(
+    ("change", "uses"),
+    [
+        ({}, False),
+        ({"dry_multiplier": 0.1}, True),
+        ({"dry_multiplier": 0.1, "dry_window": 0}, False),
+        ({"dry_multiplier": 0.1, "sampler_order": (SamplerKind.TOP_K,)}, False),
+    ],
+)
+def test_sampling_dry_is_used_when_it_is_on_and_the_window_open(change, uses):
+    assert SamplingParams(**change).uses_dry is uses
+
+
+@pytest.mark.parametrize(
+    ("change", "uses"),
+    [
+        ({}, False),
+        ({"xtc_probability": 0.1}, True),
+        ({"xtc_probability": 0.1, "xtc_threshold": 0.5}, True),
+        ({"xtc_probability": 0.1, "xtc_threshold": 0.51}, False),
+        ({"xtc_probability": 0.1, "temperature": 0.0}, False),
+        ({"xtc_probability": 0.1, "mirostat": 1}, False),
+        ({"xtc_probability": 0.1, "sampler_order": (SamplerKind.TOP_K,)}, False),
+    ],
+)
+def test_sampling_xtc_is_used_when_it_can_remove_anything(change, uses):
+    assert SamplingParams(**change).uses_xtc is uses
+
+
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [
+        ({}, 64),
+        ({"repetition_penalty": 1.0}, 0),
+        ({"dry_multiplier": 1.0}, -1),
+        ({"dry_multiplier": 1.0, "dry_window": 100}, 100),
+        ({"dry_multiplier": 1.0, "dry_window": 10}, 64),
+        ({"repetition_window": -1}, -1),
+        ({"repetition_window": -1, "repetition_penalty": 1.0, "dry_multiplier": 1.0, "dry_window": 3}, 3),
+    ],
+)
+def test_sampling_seen_window_is_the_longest_that_is_used(change, window):
+    assert SamplingParams(**change).seen_window == window
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, "penalties top_k top_p temperature"),
+        ({"temperature": 0.0, "dry_multiplier": 1.0}, "penalties dry"),
+        ({"mirostat": 2, "dry_multiplier": 1.0, "min_p": 0.1}, "penalties dry temperature"),
+        ({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}, ""),
+        ({"temperature": 1.0, "dynamic_temperature_range": 0.1}, "penalties top_k top_p temperature"),
+        ({"min_p": 0.1, "typical_p": 0.9}, "penalties top_k typical_p top_p min_p temperature"),
+        ({"top_n_sigma": 1.0, "xtc_probability": 1.0}, "penalties top_n_sigma top_k top_p xtc temperature"),
+        ({"sampler_order": (SamplerKind.TEMPERATURE, SamplerKind.TOP_K)}, "temperature top_k"),
+    ],
+)
+def test_sampling_filters_are_those_that_are_on_in_their_order(change, names):
+    assert " ".join(kind.value for kind in SamplingParams(**change).filters) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 0), ("a" * 41, 41), ("€" * 14, 42), ("a\0b", 3)], ids=["empty", "a", "€", "null"]
+)
+def test_sampling_bad_breaker_is_named_with_its_place(text, size):
+    [violation] = SamplingParams(dry_sequence_breakers=("a", text)).violations("x")
+    limit = f"must be 1 to 40 bytes without a null, is {size}"
+    assert violation == FieldViolation("x.dry_sequence_breakers[1]", limit)
+
+
+def test_sampling_breakers_at_the_limits_are_good():
+    texts = ("a" * 40, "€" * 13 + "a", *"bcdefghijklmno")
+    assert len(texts) == MAX_DRY_BREAKERS
+    assert SamplingParams(dry_sequence_breakers=texts).violations() == []
+    assert SamplingParams(dry_sequence_breakers=()).violations() == []
+
+
+def test_sampling_too_many_breakers_are_named():
+    [violation] = SamplingParams(dry_sequence_breakers=("a",) * 17).violations()
+    assert violation == FieldViolation("sampling.dry_sequence_breakers", "at most 16, has 17")
+
+
+def test_sampling_order_that_names_a_filter_twice_is_named():
+    twice = (SamplerKind.TOP_K, SamplerKind.TOP_P, SamplerKind.TOP_K)
+    [violation] = SamplingParams(sampler_order=twice).violations()
+    assert violation == FieldViolation("sampling.sampler_order", "names a filter twice")
+
+
+@pytest.mark.parametrize("order", [tuple(reversed(SAMPLER_ORDER)), (SamplerKind.TOP_K,), ()])
+def test_sampling_order_of_single_filters_is_good(order):
+    assert SamplingParams(sampler_order=order).violations() == []
+
+
+def test_sampling_mirostat_with_an_order_or_adaptive_p_is_named():
+    params = SamplingParams(mirostat=1, adaptive_p_target=0.5, sampler_order=(SamplerKind.TOP_K,))
+    assert params.violations() == [
+        FieldViolation("sampling.adaptive_p_target", "not together with mirostat"),
+        FieldViolation("sampling.sampler_order", "not together with mirostat"),
+    ]
+    assert SamplingParams(mirostat=1, sampler_order=SAMPLER_ORDER).violations() == []
 
 
 def test_stop_defaults_are_good():

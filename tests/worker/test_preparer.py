@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bear_grpc.engine.sequence import Sequence
 from bear_grpc.errors import ContextLengthExceeded, InvalidField
 from bear_grpc.protocol import Submit, TextJob
 from bear_grpc.testing import FakeVocabulary
@@ -16,6 +17,7 @@ from bear_grpc.types import (
     ChatInput,
     ChatTurn,
     GenerationInput,
+    OutputParams,
     PromptInput,
     SamplingParams,
     StopParams,
@@ -47,6 +49,12 @@ def submit(source: GenerationInput = HELLO, **changes: object) -> Submit:
     return Submit(7, source, **values)
 
 
+def one(preparer: Preparer, asked: Submit) -> Sequence:
+    """The only sequence of a request."""
+    [made] = preparer.sequences(asked)
+    return made
+
+
 def chat(*contents: str, **changes: object) -> ChatInput:
     roles = ["user", "assistant"] * len(contents)
     turns = [ChatTurn(role, content) for role, content in zip(roles, contents, strict=False)]
@@ -61,24 +69,24 @@ def controls_in(ids: list[int]) -> list[int]:
 
 
 def test_sequence_of_a_prompt_has_its_tokens_and_the_requests_values(preparer):
-    asked = submit(want_tokens=True, credit=9)
-    made = preparer.sequence(asked)
+    asked = submit(output=OutputParams(tokens=True), credit=9)
+    made = one(preparer, asked)
     assert made.tokens == [BOS, *b"hello"]
-    assert (made.id, made.received_s, made.credit, made.want_tokens) == (7, 1.0, 9, True)
+    assert (made.id, made.received_s, made.credit, made.output.tokens) == (7, 1.0, 9, True)
     assert (made.sampling, made.stop) == (asked.sampling, asked.stop)
 
 
 def test_sequence_of_token_ids_takes_them_as_they_are(preparer):
-    assert preparer.sequence(submit(TokensInput([1, BOS, 2]))).tokens == [1, BOS, 2]
+    assert one(preparer, submit(TokensInput([1, BOS, 2]))).tokens == [1, BOS, 2]
 
 
 def test_sequence_prompt_with_control_text_has_no_control_token(preparer):
-    assert controls_in(preparer.sequence(submit(PromptInput("<|end|>"))).tokens) == [BOS]
+    assert controls_in(one(preparer, submit(PromptInput("<|end|>"))).tokens) == [BOS]
 
 
 def test_sequence_without_any_token_is_named(preparer):
     with pytest.raises(InvalidField, match="prompt"):
-        preparer.sequence(submit(PromptInput("", add_special=False)))
+        one(preparer, submit(PromptInput("", add_special=False)))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +100,12 @@ def test_sequence_without_any_token_is_named(preparer):
 )
 def test_sequence_token_out_of_range_is_named_with_its_place(preparer, asked, field):
     with pytest.raises(InvalidField, match=f"^{field}: must be 0 to {VOCABULARY.size - 1}"):
-        preparer.sequence(asked)
+        one(preparer, asked)
 
 
 def test_sequence_ignoring_eos_can_never_draw_it(preparer):
     asked = submit(stop=StopParams(ignore_eos=True), sampling=SamplingParams(logit_bias=((1, 2.0),)))
-    bias = preparer.sequence(asked).sampling.logit_bias
+    bias = one(preparer, asked).sampling.logit_bias
     assert bias == ((1, 2.0), *((token, -math.inf) for token in VOCABULARY.eog_tokens()))
 
 
@@ -119,13 +127,13 @@ def test_max_tokens_are_what_is_asked_or_the_default_or_what_is_left(
     preparer, num_prompt, asked, default, given
 ):
     stop = StopParams(max_tokens=asked, default_max_tokens=default)
-    assert preparer.sequence(submit(TokensInput([1] * num_prompt), stop=stop)).max_tokens == given
+    assert one(preparer, submit(TokensInput([1] * num_prompt), stop=stop)).max_tokens == given
 
 
 @pytest.mark.parametrize(("num_prompt", "asked"), [(4, 61), (64, None), (64, 1), (65, None), (65, 0)])
 def test_max_tokens_that_do_not_fit_are_refused_with_the_numbers(preparer, num_prompt, asked):
     with pytest.raises(ContextLengthExceeded) as caught:
-        preparer.sequence(submit(TokensInput([1] * num_prompt), stop=StopParams(max_tokens=asked)))
+        one(preparer, submit(TokensInput([1] * num_prompt), stop=StopParams(max_tokens=asked)))
     assert caught.value.metadata["prompt_token_count"] == str(num_prompt)
     assert caught.value.metadata["context_length"] == str(CONTEXT)
     assert caught.value.metadata.get("max_tokens") == (None if asked is None else str(asked))
@@ -237,12 +245,12 @@ def test_chat_control_text_in_template_kwargs_is_refused(preparer):
 
 @pytest.mark.parametrize("adds_space", [False, True])
 def test_chat_answer_drops_the_space_only_where_the_vocabulary_adds_one(adds_space):
-    made = Preparer(FakeVocabulary(adds_space_prefix=adds_space), CONTEXT).sequence(submit(chat("hi")))
+    made = one(Preparer(FakeVocabulary(adds_space_prefix=adds_space), CONTEXT), submit(chat("hi")))
     assert made.text.push(b" a")[0] == ("a" if adds_space else " a")
 
 
 def test_prompt_answer_keeps_its_space():
-    made = Preparer(FakeVocabulary(adds_space_prefix=True), CONTEXT).sequence(submit())
+    made = one(Preparer(FakeVocabulary(adds_space_prefix=True), CONTEXT), submit())
     assert made.text.push(b" a")[0] == " a"
 
 

@@ -12,6 +12,7 @@ import pytest
 from bear_grpc.errors import ModelFileInvalid
 from bear_grpc.protocol import (
     Cancel,
+    Costs,
     Credit,
     Delta,
     Ended,
@@ -33,13 +34,25 @@ from bear_grpc.protocol import (
     encode,
 )
 from bear_grpc.testing import FakeBackend
-from bear_grpc.types import FinishReason, LoadOptions, LoadStage, PromptInput, SamplingParams, StopParams
+from bear_grpc.types import (
+    CostTable,
+    FinishReason,
+    LoadOptions,
+    LoadStage,
+    OutputParams,
+    PromptInput,
+    SamplingParams,
+    StepCost,
+    StopParams,
+)
 from bear_grpc.worker.process import Worker
 from tests.engine.harness import GREEDY, alone
 
 WAIT_S = 20
-OPTIONS = LoadOptions(context_length=256, max_sequences=2, batch_tokens=32)
+OPTIONS = LoadOptions(context_length=256, max_sequences=2, batch_tokens=32, threads=1, repack=False)
+KNOWN = [CostTable(repack=False, threads=1, costs=[StepCost(1, 0.001)])]
 LONG = 200
+TOKENS = OutputParams(tokens=True)
 
 
 class Bench:
@@ -76,10 +89,10 @@ class Bench:
             frame = self._frames.pop(0)
             if isinstance(frame, kind):
                 return frame
-            assert isinstance(frame, Heartbeat | Progress), frame
+            assert isinstance(frame, Heartbeat | Progress | Costs), frame
 
     def load(self, options: LoadOptions = OPTIONS) -> Ready:
-        self.send(Load("bear", "bear.gguf", options, cores=4))
+        self.send(Load("bear", "bear.gguf", options, cores=4, cost_tables=KNOWN))
         return self.next(Ready)
 
     def event(self, id: int, kind: type[SequenceEvent]) -> SequenceEvent:
@@ -122,11 +135,11 @@ def held() -> Iterator[Bench]:
 
 def submit(id: int, *, max_tokens: int, credit: int = 1000) -> Submit:
     stop = StopParams(max_tokens=max_tokens, ignore_eos=True)
-    return Submit(id, PromptInput("hello", add_special=False), GREEDY, stop, 0.0, True, credit)
+    return Submit(id, PromptInput("hello", add_special=False), GREEDY, stop, 0.0, output=TOKENS, credit=credit)
 
 
 def test_worker_loads_and_tells_what_it_has(bench):
-    bench.send(Load("bear", "bear.gguf", OPTIONS, cores=4))
+    bench.send(Load("bear", "bear.gguf", OPTIONS, cores=4, cost_tables=KNOWN))
     assert bench.next(Progress) == Progress(LoadStage.STARTING)
     ready = bench.next(Ready)
     assert (ready.options.context_length, ready.options.max_sequences) == (256, 2)
@@ -137,7 +150,7 @@ def test_worker_whose_load_fails_says_why_and_ends():
         raise ModelFileInvalid("bear.gguf", "cut short")
 
     for bench in bench_of(fail):
-        bench.send(Load("bear", "bear.gguf", OPTIONS, cores=4))
+        bench.send(Load("bear", "bear.gguf", OPTIONS, cores=4, cost_tables=KNOWN))
         assert bench.next(Failed).error.reason == "MODEL_FILE_INVALID"
         assert bench.join()
 

@@ -24,15 +24,43 @@ import { Duration } from "../../google/protobuf/duration.js";
 import { Struct } from "../../google/protobuf/struct.js";
 import { ModelStatus } from "./types.js";
 
-/** What happens to a prompt that is too long. May grow. */
+/** A filter of the sampler chain. May grow. */
+export enum SamplerKind {
+  /** SAMPLER_KIND_UNSPECIFIED - Never valid. */
+  SAMPLER_KIND_UNSPECIFIED = 0,
+  /** SAMPLER_KIND_PENALTIES - `repetition_penalty`, `frequency_penalty`, `presence_penalty`. */
+  SAMPLER_KIND_PENALTIES = 1,
+  /** SAMPLER_KIND_DRY - The fields `dry_`. */
+  SAMPLER_KIND_DRY = 2,
+  /** SAMPLER_KIND_TOP_N_SIGMA - `top_n_sigma`. */
+  SAMPLER_KIND_TOP_N_SIGMA = 3,
+  /** SAMPLER_KIND_TOP_K - `top_k`. */
+  SAMPLER_KIND_TOP_K = 4,
+  /** SAMPLER_KIND_TYPICAL_P - `typical_p`. */
+  SAMPLER_KIND_TYPICAL_P = 5,
+  /** SAMPLER_KIND_TOP_P - `top_p`. */
+  SAMPLER_KIND_TOP_P = 6,
+  /** SAMPLER_KIND_MIN_P - `min_p`. */
+  SAMPLER_KIND_MIN_P = 7,
+  /** SAMPLER_KIND_XTC - The fields `xtc_`. */
+  SAMPLER_KIND_XTC = 8,
+  /** SAMPLER_KIND_TEMPERATURE - `temperature` and the fields `dynamic_temperature_`. */
+  SAMPLER_KIND_TEMPERATURE = 9,
+  UNRECOGNIZED = -1,
+}
+
+/**
+ * What happens to a prompt that leaves no room for `max_tokens` (if that is
+ * unset: for the model's default, at most half of the context). May grow.
+ */
 export enum OverflowPolicy {
   /** OVERFLOW_POLICY_UNSPECIFIED - Unset: ERROR. */
   OVERFLOW_POLICY_UNSPECIFIED = 0,
   /** OVERFLOW_POLICY_ERROR - CONTEXT_LENGTH_EXCEEDED. */
   OVERFLOW_POLICY_ERROR = 1,
-  /** OVERFLOW_POLICY_TRUNCATE_LEFT - The oldest tokens are left out. */
+  /** OVERFLOW_POLICY_TRUNCATE_LEFT - The oldest tokens are left out, after a leading BOS. */
   OVERFLOW_POLICY_TRUNCATE_LEFT = 2,
-  /** OVERFLOW_POLICY_TRUNCATE_MIDDLE - Tokens of the middle are left out. */
+  /** OVERFLOW_POLICY_TRUNCATE_MIDDLE - Tokens of the middle are left out, as many before as after it are kept. */
   OVERFLOW_POLICY_TRUNCATE_MIDDLE = 3,
   UNRECOGNIZED = -1,
 }
@@ -124,8 +152,8 @@ export interface ChatInput {
 
 /**
  * How the next token is drawn. Unset fields take the model's defaults
- * (`Model.defaults`); a set 0 is a 0. Numbers 14 to 40 are free for further
- * samplers.
+ * (`Model.defaults`); a set 0 is a 0. Samplers that are named nowhere are
+ * off. Numbers 12 and 32 to 40 are free for further samplers.
  */
 export interface SamplingParams {
   /**
@@ -191,6 +219,109 @@ export interface SamplingParams {
     | undefined;
   /** Added to the logits of single tokens; at most 1024 of them. */
   logitBias: LogitBias[];
+  /**
+   * Keeps tokens whose logits lie within this many standard deviations of the
+   * largest; 0 is off. 0 to 100. Default: 0.
+   */
+  topNSigma?:
+    | number
+    | undefined;
+  /**
+   * How often XTC removes the most likely tokens, 0 to 1; 0 is off.
+   * Default: 0.
+   */
+  xtcProbability?:
+    | number
+    | undefined;
+  /**
+   * XTC removes all tokens at least this likely but the least likely of them.
+   * 0 to 1; above 0.5 is off. Default: 0.1.
+   */
+  xtcThreshold?:
+    | number
+    | undefined;
+  /**
+   * Strength of DRY, which lowers tokens that would go on with a repetition;
+   * 0 is off. 0 to 100. Default: 0.
+   */
+  dryMultiplier?:
+    | number
+    | undefined;
+  /**
+   * How the strength grows with the length of the repetition. 1 to 100.
+   * Default: 1.75.
+   */
+  dryBase?:
+    | number
+    | undefined;
+  /** Repetitions of up to this many tokens are free. 1 to 1000. Default: 2. */
+  dryAllowedLength?:
+    | number
+    | undefined;
+  /**
+   * How many of the last tokens DRY looks at; 0 is off, -1 is the whole
+   * context. Default: -1.
+   */
+  dryWindow?:
+    | number
+    | undefined;
+  /**
+   * Texts over which no repetition is followed; at most 16 of 1 to 40 bytes.
+   * Default: line break, `:`, `"`, `*`.
+   */
+  drySequenceBreakers: string[];
+  /**
+   * Temperature moves by up to this around `temperature` with the entropy of
+   * the distribution; 0 is off. 0 to 100. Default: 0.
+   */
+  dynamicTemperatureRange?:
+    | number
+    | undefined;
+  /** Exponent of the normalized entropy in it. 0.01 to 100. Default: 1. */
+  dynamicTemperatureExponent?:
+    | number
+    | undefined;
+  /**
+   * Mirostat in place of the filters; biases, penalties, DRY and temperature
+   * work as always, in this order. 0 is off, 1 and 2 are its versions.
+   * Default: 0.
+   */
+  mirostat?:
+    | number
+    | undefined;
+  /** The surprise that mirostat aims at. 0 to 100. Default: 5. */
+  mirostatTau?:
+    | number
+    | undefined;
+  /** How fast mirostat follows it. 0 to 1. Default: 0.1. */
+  mirostatEta?:
+    | number
+    | undefined;
+  /**
+   * The probability that adaptive-p aims at, 0 to 1; it replaces the draw.
+   * Unset: off. Not together with mirostat.
+   */
+  adaptivePTarget?:
+    | number
+    | undefined;
+  /** How long adaptive-p remembers. 0 to 0.99. Default: 0.9. */
+  adaptivePDecay?:
+    | number
+    | undefined;
+  /**
+   * Least candidates that typical_p, top_p, min_p and XTC leave. 1 to 1000.
+   * Default: 1.
+   */
+  minKeep?:
+    | number
+    | undefined;
+  /**
+   * The filters in the order in which they work, each at most once; those not
+   * listed are off. Empty: PENALTIES, DRY, TOP_N_SIGMA, TOP_K, TYPICAL_P,
+   * TOP_P, MIN_P, XTC, TEMPERATURE. Logit biases always come first. Not
+   * together with mirostat.
+   */
+  samplerOrder: SamplerKind[];
 }
 
 /** A change to one token's logit. */
@@ -211,7 +342,10 @@ export interface StopParams {
   maxTokens?:
     | number
     | undefined;
-  /** Least tokens to produce before an end is allowed. Default: 0. */
+  /**
+   * Least tokens to produce before an end of generation or one of `token_ids`
+   * is drawn; stop sequences end it even so. 0 to `max_tokens`. Default: 0.
+   */
   minTokens?:
     | number
     | undefined;
@@ -228,11 +362,16 @@ export interface StopParams {
 
 /** Allowed values for the whole text. */
 export interface Choices {
-  /** The values. */
+  /** The values: 1 to 1024, together up to 64 KiB. */
   values: string[];
 }
 
-/** What the text must look like. */
+/**
+ * What the text must look like. Held token by token while it is drawn: the
+ * text cannot leave it. It ends when nothing more may follow, and may end
+ * earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Texts
+ * of up to 64 KiB; what does not compile is GRAMMAR_INVALID.
+ */
 export interface Constraint {
   /** One of these is required. */
   kind?:
@@ -256,9 +395,12 @@ export interface Constraint {
 
 /** What the answer holds besides text. */
 export interface OutputOptions {
-  /** Log probability of every chosen token. */
+  /**
+   * Log probability of every chosen token, and with `echo` of every prompt
+   * token but the first: of the model's distribution, before sampling.
+   */
   logprobs: boolean;
-  /** The most likely tokens at every position, 0 to 20. */
+  /** The most likely tokens at every position, 0 to 20; implies `logprobs`. */
   topLogprobs: number;
   /** The ids and bytes of the tokens in `delta.tokens`. */
   tokenIds: boolean;
@@ -269,7 +411,11 @@ export interface OutputOptions {
    * transparent retries.
    */
   queueProgress: boolean;
-  /** Whether the prompt is part of the text. */
+  /**
+   * Whether the prompt comes before the text, in deltas of its own. Control
+   * tokens are no text; `delta.tokens` has them. With logprobs the whole
+   * prompt is computed, none of it taken from the cache.
+   */
   echo: boolean;
 }
 
@@ -305,7 +451,10 @@ export interface GenerateRequest {
   output?:
     | OutputOptions
     | undefined;
-  /** How many answers; 1 to 16. Default: 1. */
+  /**
+   * How many answers, from one reading of the prompt; answer i has the seed
+   * `seed` + i. 1 to 16. Default: 1.
+   */
   n?:
     | number
     | undefined;
@@ -463,7 +612,7 @@ export interface Usage {
    * only.
    */
   promptTokenCount: number;
-  /** Prompt tokens that need not be computed again. */
+  /** Prompt tokens that need not be computed again. With n > 1 of index 0. */
   cachedTokenCount: number;
   /** Tokens produced, the ending one included. */
   completionTokenCount: number;
@@ -485,6 +634,13 @@ export interface Timings {
   prefillTokensPerSecond: number;
   /** Tokens after the first by `decode_seconds`. */
   decodeTokensPerSecond: number;
+  /**
+   * Choosing its tokens, constraint included; part of `decode_seconds` but
+   * for the first token.
+   */
+  samplingSeconds: number;
+  /** How often it lost its place in the KV cache and read its tokens again. */
+  preemptionCount: number;
 }
 
 /** The end of one answer. */
@@ -542,7 +698,11 @@ export interface Choice {
     | StopCause
     | undefined;
   /** Where its time went. */
-  timings?: Timings | undefined;
+  timings?:
+    | Timings
+    | undefined;
+  /** As in `Completed`. */
+  constraintSatisfied?: boolean | undefined;
 }
 
 /** What to tokenize. */
@@ -917,6 +1077,23 @@ function createBaseSamplingParams(): SamplingParams {
     presencePenalty: undefined,
     seed: undefined,
     logitBias: [],
+    topNSigma: undefined,
+    xtcProbability: undefined,
+    xtcThreshold: undefined,
+    dryMultiplier: undefined,
+    dryBase: undefined,
+    dryAllowedLength: undefined,
+    dryWindow: undefined,
+    drySequenceBreakers: [],
+    dynamicTemperatureRange: undefined,
+    dynamicTemperatureExponent: undefined,
+    mirostat: undefined,
+    mirostatTau: undefined,
+    mirostatEta: undefined,
+    adaptivePTarget: undefined,
+    adaptivePDecay: undefined,
+    minKeep: undefined,
+    samplerOrder: [],
   };
 }
 
@@ -954,6 +1131,61 @@ export const SamplingParams: MessageFns<SamplingParams> = {
     }
     for (const v of message.logitBias) {
       LogitBias.encode(v!, writer.uint32(90).fork()).join();
+    }
+    if (message.topNSigma !== undefined) {
+      writer.uint32(113).double(message.topNSigma);
+    }
+    if (message.xtcProbability !== undefined) {
+      writer.uint32(121).double(message.xtcProbability);
+    }
+    if (message.xtcThreshold !== undefined) {
+      writer.uint32(129).double(message.xtcThreshold);
+    }
+    if (message.dryMultiplier !== undefined) {
+      writer.uint32(137).double(message.dryMultiplier);
+    }
+    if (message.dryBase !== undefined) {
+      writer.uint32(145).double(message.dryBase);
+    }
+    if (message.dryAllowedLength !== undefined) {
+      writer.uint32(152).int32(message.dryAllowedLength);
+    }
+    if (message.dryWindow !== undefined) {
+      writer.uint32(160).int32(message.dryWindow);
+    }
+    for (const v of message.drySequenceBreakers) {
+      writer.uint32(170).string(v!);
+    }
+    if (message.dynamicTemperatureRange !== undefined) {
+      writer.uint32(177).double(message.dynamicTemperatureRange);
+    }
+    if (message.dynamicTemperatureExponent !== undefined) {
+      writer.uint32(185).double(message.dynamicTemperatureExponent);
+    }
+    if (message.mirostat !== undefined) {
+      writer.uint32(192).int32(message.mirostat);
+    }
+    if (message.mirostatTau !== undefined) {
+      writer.uint32(201).double(message.mirostatTau);
+    }
+    if (message.mirostatEta !== undefined) {
+      writer.uint32(209).double(message.mirostatEta);
+    }
+    if (message.adaptivePTarget !== undefined) {
+      writer.uint32(217).double(message.adaptivePTarget);
+    }
+    if (message.adaptivePDecay !== undefined) {
+      writer.uint32(225).double(message.adaptivePDecay);
+    }
+    if (message.minKeep !== undefined) {
+      writer.uint32(232).int32(message.minKeep);
+    }
+    if (message.samplerOrder.length !== 0) {
+      writer.uint32(242).fork();
+      for (const v of message.samplerOrder) {
+        writer.int32(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -1059,6 +1291,152 @@ export const SamplingParams: MessageFns<SamplingParams> = {
             message.logitBias.push(LogitBias.decode(reader, reader.uint32()));
             continue;
           }
+          case 14: {
+            if (tag !== 113) {
+              break;
+            }
+
+            message.topNSigma = reader.double();
+            continue;
+          }
+          case 15: {
+            if (tag !== 121) {
+              break;
+            }
+
+            message.xtcProbability = reader.double();
+            continue;
+          }
+          case 16: {
+            if (tag !== 129) {
+              break;
+            }
+
+            message.xtcThreshold = reader.double();
+            continue;
+          }
+          case 17: {
+            if (tag !== 137) {
+              break;
+            }
+
+            message.dryMultiplier = reader.double();
+            continue;
+          }
+          case 18: {
+            if (tag !== 145) {
+              break;
+            }
+
+            message.dryBase = reader.double();
+            continue;
+          }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.dryAllowedLength = reader.int32();
+            continue;
+          }
+          case 20: {
+            if (tag !== 160) {
+              break;
+            }
+
+            message.dryWindow = reader.int32();
+            continue;
+          }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.drySequenceBreakers.push(reader.string());
+            continue;
+          }
+          case 22: {
+            if (tag !== 177) {
+              break;
+            }
+
+            message.dynamicTemperatureRange = reader.double();
+            continue;
+          }
+          case 23: {
+            if (tag !== 185) {
+              break;
+            }
+
+            message.dynamicTemperatureExponent = reader.double();
+            continue;
+          }
+          case 24: {
+            if (tag !== 192) {
+              break;
+            }
+
+            message.mirostat = reader.int32();
+            continue;
+          }
+          case 25: {
+            if (tag !== 201) {
+              break;
+            }
+
+            message.mirostatTau = reader.double();
+            continue;
+          }
+          case 26: {
+            if (tag !== 209) {
+              break;
+            }
+
+            message.mirostatEta = reader.double();
+            continue;
+          }
+          case 27: {
+            if (tag !== 217) {
+              break;
+            }
+
+            message.adaptivePTarget = reader.double();
+            continue;
+          }
+          case 28: {
+            if (tag !== 225) {
+              break;
+            }
+
+            message.adaptivePDecay = reader.double();
+            continue;
+          }
+          case 29: {
+            if (tag !== 232) {
+              break;
+            }
+
+            message.minKeep = reader.int32();
+            continue;
+          }
+          case 30: {
+            if (tag === 240) {
+              message.samplerOrder.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 242) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.samplerOrder.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1087,6 +1465,23 @@ export const SamplingParams: MessageFns<SamplingParams> = {
     message.presencePenalty = object.presencePenalty ?? undefined;
     message.seed = object.seed ?? undefined;
     message.logitBias = object.logitBias?.map((e) => LogitBias.fromPartial(e)) || [];
+    message.topNSigma = object.topNSigma ?? undefined;
+    message.xtcProbability = object.xtcProbability ?? undefined;
+    message.xtcThreshold = object.xtcThreshold ?? undefined;
+    message.dryMultiplier = object.dryMultiplier ?? undefined;
+    message.dryBase = object.dryBase ?? undefined;
+    message.dryAllowedLength = object.dryAllowedLength ?? undefined;
+    message.dryWindow = object.dryWindow ?? undefined;
+    message.drySequenceBreakers = object.drySequenceBreakers?.map((e) => e) || [];
+    message.dynamicTemperatureRange = object.dynamicTemperatureRange ?? undefined;
+    message.dynamicTemperatureExponent = object.dynamicTemperatureExponent ?? undefined;
+    message.mirostat = object.mirostat ?? undefined;
+    message.mirostatTau = object.mirostatTau ?? undefined;
+    message.mirostatEta = object.mirostatEta ?? undefined;
+    message.adaptivePTarget = object.adaptivePTarget ?? undefined;
+    message.adaptivePDecay = object.adaptivePDecay ?? undefined;
+    message.minKeep = object.minKeep ?? undefined;
+    message.samplerOrder = object.samplerOrder?.map((e) => e) || [];
     return message;
   },
 };
@@ -2726,6 +3121,8 @@ function createBaseTimings(): Timings {
     totalSeconds: 0,
     prefillTokensPerSecond: 0,
     decodeTokensPerSecond: 0,
+    samplingSeconds: 0,
+    preemptionCount: 0,
   };
 }
 
@@ -2751,6 +3148,12 @@ export const Timings: MessageFns<Timings> = {
     }
     if (message.decodeTokensPerSecond !== 0) {
       writer.uint32(57).double(message.decodeTokensPerSecond);
+    }
+    if (message.samplingSeconds !== 0) {
+      writer.uint32(65).double(message.samplingSeconds);
+    }
+    if (message.preemptionCount !== 0) {
+      writer.uint32(72).int32(message.preemptionCount);
     }
     return writer;
   },
@@ -2824,6 +3227,22 @@ export const Timings: MessageFns<Timings> = {
             message.decodeTokensPerSecond = reader.double();
             continue;
           }
+          case 8: {
+            if (tag !== 65) {
+              break;
+            }
+
+            message.samplingSeconds = reader.double();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.preemptionCount = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2848,6 +3267,8 @@ export const Timings: MessageFns<Timings> = {
     message.totalSeconds = object.totalSeconds ?? 0;
     message.prefillTokensPerSecond = object.prefillTokensPerSecond ?? 0;
     message.decodeTokensPerSecond = object.decodeTokensPerSecond ?? 0;
+    message.samplingSeconds = object.samplingSeconds ?? 0;
+    message.preemptionCount = object.preemptionCount ?? 0;
     return message;
   },
 };
@@ -3116,7 +3537,15 @@ export const GenerateOnceResponse: MessageFns<GenerateOnceResponse> = {
 };
 
 function createBaseChoice(): Choice {
-  return { index: 0, text: "", tokens: [], finishReason: 0, stopCause: undefined, timings: undefined };
+  return {
+    index: 0,
+    text: "",
+    tokens: [],
+    finishReason: 0,
+    stopCause: undefined,
+    timings: undefined,
+    constraintSatisfied: undefined,
+  };
 }
 
 export const Choice: MessageFns<Choice> = {
@@ -3138,6 +3567,9 @@ export const Choice: MessageFns<Choice> = {
     }
     if (message.timings !== undefined) {
       Timings.encode(message.timings, writer.uint32(50).fork()).join();
+    }
+    if (message.constraintSatisfied !== undefined) {
+      writer.uint32(56).bool(message.constraintSatisfied);
     }
     return writer;
   },
@@ -3203,6 +3635,14 @@ export const Choice: MessageFns<Choice> = {
             message.timings = Timings.decode(reader, reader.uint32());
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.constraintSatisfied = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3230,6 +3670,7 @@ export const Choice: MessageFns<Choice> = {
     message.timings = (object.timings !== undefined && object.timings !== null)
       ? Timings.fromPartial(object.timings)
       : undefined;
+    message.constraintSatisfied = object.constraintSatisfied ?? undefined;
     return message;
   },
 };

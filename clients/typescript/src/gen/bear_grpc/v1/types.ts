@@ -55,6 +55,8 @@ export enum LoadStage {
   LOAD_STAGE_CONTEXT = 3,
   /** LOAD_STAGE_WARMUP - A first step is run, so that memory faults in and errors show now. */
   LOAD_STAGE_WARMUP = 4,
+  /** LOAD_STAGE_MEASURING - Step times are being measured, at the first load on this machine only. */
+  LOAD_STAGE_MEASURING = 5,
   UNRECOGNIZED = -1,
 }
 
@@ -102,11 +104,19 @@ export interface LoadOptions {
   contextLength?:
     | number
     | undefined;
-  /** Most sequences that run at the same time, 1 to 256. */
+  /**
+   * Most sequences that run at the same time, 1 to 256. Default: 4 for each
+   * core, 4 to 16 of them, fewer where their KV cache would take more than an
+   * eighth of the free memory.
+   */
   maxSequences?:
     | number
     | undefined;
-  /** Size of the KV cache in tokens over all sequences. */
+  /**
+   * Size of the KV cache in tokens over all sequences, from `context_length`
+   * on. Default: `context_length` for each of `max_sequences`. With less,
+   * sequences wait for room.
+   */
   kvCacheTokens?:
     | number
     | undefined;
@@ -147,7 +157,8 @@ export interface LoadOptions {
     | undefined;
   /**
    * Whether weights are rearranged for this CPU's fastest kernels: one stream
-   * decodes faster, prompts are read slower, memory grows. Default: true.
+   * decodes faster, prompts are read slower, memory grows. Default: measured
+   * at the first load on this machine, see `Model.cost_tables`.
    */
   repack?:
     | boolean
@@ -156,7 +167,34 @@ export interface LoadOptions {
    * How long the model stays loaded after its last use; 0 unloads after use,
    * a negative time never unloads. Default: never unloads.
    */
-  keepAlive?: Duration | undefined;
+  keepAlive?:
+    | Duration
+    | undefined;
+  /**
+   * Whether all sequences share one KV pool: prefixes are shared in place and
+   * reading prompts beside running streams is cheaper, but attention costs
+   * grow with all that the pool holds. False: a part of its own for each
+   * sequence. Default: true.
+   */
+  kvUnified?: boolean | undefined;
+}
+
+/** The measured time of one step. */
+export interface StepCost {
+  /** Tokens in it. */
+  tokenCount: number;
+  /** Seconds that it takes. */
+  seconds: number;
+}
+
+/** Step times of a model on this machine, by which the engine sizes its steps. */
+export interface CostTable {
+  /** For weights loaded so. */
+  repack: boolean;
+  /** CPU threads. */
+  threads: number;
+  /** By number of tokens, ascending. Refined by every step that runs. */
+  costs: StepCost[];
 }
 
 /** Values that a request may leave unset, as this model has them. */
@@ -250,7 +288,14 @@ export interface Model {
     | LoadOptions
     | undefined;
   /** Where it stands now. */
-  status?: ModelStatus | undefined;
+  status?:
+    | ModelStatus
+    | undefined;
+  /**
+   * What has been measured of it on this machine; empty before its first
+   * load.
+   */
+  costTables: CostTable[];
 }
 
 /** How far a load is. */
@@ -303,6 +348,16 @@ export interface EngineCounters {
   cancelledSequenceCount: number;
   /** Sequences ended by an error. */
   failedSequenceCount: number;
+  /** Prompt tokens taken from the KV cache instead of being computed. */
+  cachedTokenCount: number;
+  /** Times that a sequence lost its place in the KV cache to others. */
+  preemptionCount: number;
+  /** Time in forward passes. */
+  forwardSeconds: number;
+  /** Time choosing tokens and making text of them. */
+  samplingSeconds: number;
+  /** Time of steps outside both. */
+  overheadSeconds: number;
 }
 
 /** Where a model stands, and what it is doing. */
@@ -335,7 +390,7 @@ export interface ModelStatus {
   runningCount: number;
   /** Requests that wait for one. */
   waitingCount: number;
-  /** Tokens in the KV cache. */
+  /** Tokens in the KV cache, those of ended sequences included. */
   kvCacheUsedTokenCount: number;
   /** Tokens that the KV cache can hold. */
   kvCacheTokenCount: number;
@@ -353,6 +408,11 @@ export interface ModelStatus {
     | undefined;
   /** Process id of its worker; 0 when there is none. */
   workerProcessId: number;
+  /**
+   * Tokens in the KV cache that no running sequence holds: prefixes kept for
+   * later requests, given up when room is needed.
+   */
+  kvCacheIdleTokenCount: number;
 }
 
 function createBaseLoadOptions(): LoadOptions {
@@ -370,6 +430,7 @@ function createBaseLoadOptions(): LoadOptions {
     mlock: undefined,
     repack: undefined,
     keepAlive: undefined,
+    kvUnified: undefined,
   };
 }
 
@@ -413,6 +474,9 @@ export const LoadOptions: MessageFns<LoadOptions> = {
     }
     if (message.keepAlive !== undefined) {
       Duration.encode(message.keepAlive, writer.uint32(106).fork()).join();
+    }
+    if (message.kvUnified !== undefined) {
+      writer.uint32(112).bool(message.kvUnified);
     }
     return writer;
   },
@@ -534,6 +598,14 @@ export const LoadOptions: MessageFns<LoadOptions> = {
             message.keepAlive = Duration.decode(reader, reader.uint32());
             continue;
           }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.kvUnified = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -566,6 +638,153 @@ export const LoadOptions: MessageFns<LoadOptions> = {
     message.keepAlive = (object.keepAlive !== undefined && object.keepAlive !== null)
       ? Duration.fromPartial(object.keepAlive)
       : undefined;
+    message.kvUnified = object.kvUnified ?? undefined;
+    return message;
+  },
+};
+
+function createBaseStepCost(): StepCost {
+  return { tokenCount: 0, seconds: 0 };
+}
+
+export const StepCost: MessageFns<StepCost> = {
+  encode(message: StepCost, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.tokenCount !== 0) {
+      writer.uint32(8).int32(message.tokenCount);
+    }
+    if (message.seconds !== 0) {
+      writer.uint32(17).double(message.seconds);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StepCost {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStepCost();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.tokenCount = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.seconds = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StepCost>): StepCost {
+    return StepCost.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<StepCost>): StepCost {
+    const message = createBaseStepCost();
+    message.tokenCount = object.tokenCount ?? 0;
+    message.seconds = object.seconds ?? 0;
+    return message;
+  },
+};
+
+function createBaseCostTable(): CostTable {
+  return { repack: false, threads: 0, costs: [] };
+}
+
+export const CostTable: MessageFns<CostTable> = {
+  encode(message: CostTable, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.repack !== false) {
+      writer.uint32(8).bool(message.repack);
+    }
+    if (message.threads !== 0) {
+      writer.uint32(16).int32(message.threads);
+    }
+    for (const v of message.costs) {
+      StepCost.encode(v!, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CostTable {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCostTable();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.repack = reader.bool();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.threads = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.costs.push(StepCost.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CostTable>): CostTable {
+    return CostTable.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CostTable>): CostTable {
+    const message = createBaseCostTable();
+    message.repack = object.repack ?? false;
+    message.threads = object.threads ?? 0;
+    message.costs = object.costs?.map((e) => StepCost.fromPartial(e)) || [];
     return message;
   },
 };
@@ -989,6 +1208,7 @@ function createBaseModel(): Model {
     defaults: undefined,
     loadOptions: undefined,
     status: undefined,
+    costTables: [],
   };
 }
 
@@ -1042,6 +1262,9 @@ export const Model: MessageFns<Model> = {
     }
     if (message.status !== undefined) {
       ModelStatus.encode(message.status, writer.uint32(122).fork()).join();
+    }
+    for (const v of message.costTables) {
+      CostTable.encode(v!, writer.uint32(130).fork()).join();
     }
     return writer;
   },
@@ -1189,6 +1412,14 @@ export const Model: MessageFns<Model> = {
             message.status = ModelStatus.decode(reader, reader.uint32());
             continue;
           }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.costTables.push(CostTable.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1229,6 +1460,7 @@ export const Model: MessageFns<Model> = {
     message.status = (object.status !== undefined && object.status !== null)
       ? ModelStatus.fromPartial(object.status)
       : undefined;
+    message.costTables = object.costTables?.map((e) => CostTable.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1479,6 +1711,11 @@ function createBaseEngineCounters(): EngineCounters {
     finishedSequenceCount: 0,
     cancelledSequenceCount: 0,
     failedSequenceCount: 0,
+    cachedTokenCount: 0,
+    preemptionCount: 0,
+    forwardSeconds: 0,
+    samplingSeconds: 0,
+    overheadSeconds: 0,
   };
 }
 
@@ -1504,6 +1741,21 @@ export const EngineCounters: MessageFns<EngineCounters> = {
     }
     if (message.failedSequenceCount !== 0) {
       writer.uint32(56).int64(message.failedSequenceCount);
+    }
+    if (message.cachedTokenCount !== 0) {
+      writer.uint32(64).int64(message.cachedTokenCount);
+    }
+    if (message.preemptionCount !== 0) {
+      writer.uint32(72).int64(message.preemptionCount);
+    }
+    if (message.forwardSeconds !== 0) {
+      writer.uint32(81).double(message.forwardSeconds);
+    }
+    if (message.samplingSeconds !== 0) {
+      writer.uint32(89).double(message.samplingSeconds);
+    }
+    if (message.overheadSeconds !== 0) {
+      writer.uint32(97).double(message.overheadSeconds);
     }
     return writer;
   },
@@ -1577,6 +1829,46 @@ export const EngineCounters: MessageFns<EngineCounters> = {
             message.failedSequenceCount = longToNumber(reader.int64());
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.cachedTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.preemptionCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 10: {
+            if (tag !== 81) {
+              break;
+            }
+
+            message.forwardSeconds = reader.double();
+            continue;
+          }
+          case 11: {
+            if (tag !== 89) {
+              break;
+            }
+
+            message.samplingSeconds = reader.double();
+            continue;
+          }
+          case 12: {
+            if (tag !== 97) {
+              break;
+            }
+
+            message.overheadSeconds = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1601,6 +1893,11 @@ export const EngineCounters: MessageFns<EngineCounters> = {
     message.finishedSequenceCount = object.finishedSequenceCount ?? 0;
     message.cancelledSequenceCount = object.cancelledSequenceCount ?? 0;
     message.failedSequenceCount = object.failedSequenceCount ?? 0;
+    message.cachedTokenCount = object.cachedTokenCount ?? 0;
+    message.preemptionCount = object.preemptionCount ?? 0;
+    message.forwardSeconds = object.forwardSeconds ?? 0;
+    message.samplingSeconds = object.samplingSeconds ?? 0;
+    message.overheadSeconds = object.overheadSeconds ?? 0;
     return message;
   },
 };
@@ -1623,6 +1920,7 @@ function createBaseModelStatus(): ModelStatus {
     expireTime: undefined,
     counters: undefined,
     workerProcessId: 0,
+    kvCacheIdleTokenCount: 0,
   };
 }
 
@@ -1675,6 +1973,9 @@ export const ModelStatus: MessageFns<ModelStatus> = {
     }
     if (message.workerProcessId !== 0) {
       writer.uint32(128).int64(message.workerProcessId);
+    }
+    if (message.kvCacheIdleTokenCount !== 0) {
+      writer.uint32(136).int64(message.kvCacheIdleTokenCount);
     }
     return writer;
   },
@@ -1820,6 +2121,14 @@ export const ModelStatus: MessageFns<ModelStatus> = {
             message.workerProcessId = longToNumber(reader.int64());
             continue;
           }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.kvCacheIdleTokenCount = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1863,6 +2172,7 @@ export const ModelStatus: MessageFns<ModelStatus> = {
       ? EngineCounters.fromPartial(object.counters)
       : undefined;
     message.workerProcessId = object.workerProcessId ?? 0;
+    message.kvCacheIdleTokenCount = object.kvCacheIdleTokenCount ?? 0;
     return message;
   },
 };
