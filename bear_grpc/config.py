@@ -16,7 +16,8 @@ from typing import Any, Literal
 import msgspec
 import platformdirs
 
-from .types import GenerationDefaults, LoadOptions
+from .params import GenerationDefaults
+from .types import LoadOptions
 
 log = logging.getLogger(__name__)
 

@@ -13,20 +13,15 @@ from collections.abc import Iterator
 import msgspec
 
 from .errors import ErrorRecord
+from .params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from .types import (
-    Constraint,
     CostTable,
     EngineStats,
     FinishReason,
-    GenerationInput,
     LoadOptions,
     LoadStage,
     ModelInfo,
-    OutputParams,
-    OverflowPolicy,
-    SamplingParams,
     StopCause,
-    StopParams,
     Timings,
     Usage,
 )

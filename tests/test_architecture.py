@@ -18,21 +18,22 @@ MAY_BE_LONGER = {"errors.py": 600}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
 SERVER_SIDE = {"rpc", "executor", "models", "server"}
-BOTTOM = {"types", "errors"}
+BOTTOM = {"types", "params", "errors"}
 
 # What a part may import of bear_grpc, besides itself. `v1` is generated; `testing` may import all.
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
-    "config": {"types", "errors"},
-    "protocol": {"types", "errors"},
-    "backend": {"types", "errors", "protocol"},
-    "engine": {"types", "errors", "protocol", "backend"},
-    "worker": {"types", "errors", "protocol", "backend", "engine"},
-    "executor": {"types", "errors", "protocol"},
-    "models": {"types", "errors", "protocol", "config", "executor"},
-    "rpc": {"types", "errors", "protocol", "config", "executor", "models", "v1", "__init__"},
-    "server": {"types", "errors", "config", "executor", "models", "rpc", "v1", "__init__"},
+    "params": {"errors"},
+    "config": {"types", "params", "errors"},
+    "protocol": {"types", "params", "errors"},
+    "backend": {"types", "params", "errors", "protocol"},
+    "engine": {"types", "params", "errors", "protocol", "backend"},
+    "worker": {"types", "params", "errors", "protocol", "backend", "engine"},
+    "executor": {"types", "params", "errors", "protocol"},
+    "models": {"types", "params", "errors", "protocol", "config", "executor"},
+    "rpc": {"types", "params", "errors", "protocol", "config", "executor", "models", "v1", "__init__"},
+    "server": {"types", "params", "errors", "config", "executor", "models", "rpc", "v1", "__init__"},
     "client": {"v1", "errors", "__init__"},
     "cli": {"client", "v1", "config", "server", "errors", "types", "__init__"},
     "demo": {"client", "cli", "v1", "__init__"},
@@ -43,6 +44,7 @@ MAY_IMPORT = {
 # Parts that may never import these packages of others, and why no part of them may.
 FORBIDDEN = {
     "types": {"grpc", "google", "llama_cpp", "asyncio"},
+    "params": {"grpc", "google", "llama_cpp", "asyncio"},
     "errors": {"grpc", "google", "llama_cpp", "asyncio"},
     "protocol": {"grpc", "google", "llama_cpp", "asyncio"},
     "engine": {"grpc", "google", "llama_cpp", "asyncio", "socket"},

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Constraint, LoadOptions, ModelInfo, SamplingParams
+from ..params import Constraint, SamplingParams
+from ..types import LoadOptions, ModelInfo
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]

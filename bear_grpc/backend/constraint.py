@@ -19,7 +19,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 
 from ..errors import BearError, ConstraintDeadEnd, ConstraintTooCostly, GrammarInvalid
-from ..types import Constraint, ConstraintKind
+from ..params import Constraint, ConstraintKind
 from .base import Logits
 
 # llguidance's own, but for: rows large enough for objects of 2,000 optional properties, and a fifth

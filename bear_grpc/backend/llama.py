@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineStartFailed, ModelFileInvalid, ModelFileNotFound
-from ..types import KvCacheType, LoadOptions, LoadStage, ModelInfo, SamplingParams
+from ..params import SamplingParams
+from ..types import KvCacheType, LoadOptions, LoadStage, ModelInfo
 from . import host
 from .base import Batch, KvTraits, Logits, Outcome
 from .memory import LlamaMemory

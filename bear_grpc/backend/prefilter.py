@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import SamplerKind, SamplingParams
+from ..params import SamplerKind, SamplingParams
 from .base import Ids, Logits
 
 _MIN_GROUPS = 512

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import EngineStartFailed
-from ..types import SamplerKind, SamplingParams
+from ..params import SamplerKind, SamplingParams
 from .base import Ids, Logits
 from .native import lib
 from .prefilter import LEAST_DIVISOR, SeenTokens, few, limit_of, log_mass_without

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidField
-from ..types import Constraint
+from ..params import Constraint
 from .base import Matcher
 from .constraint import Compiler
 from .native import lib, meta

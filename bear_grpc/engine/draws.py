@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..backend.base import Ids, Logits
 from ..backend.prefilter import largest
-from ..types import SamplingParams
+from ..params import SamplingParams
 
 # Over so many of the most likely tokens mirostat 1 estimates Zipf's exponent (llama.cpp's server).
 _ZIPF_TOKENS = 100

@@ -25,6 +25,9 @@ from .sequence import Phase, Sequence
 log = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 0.1
+# Of one frame's events, about; a delta never comes near it. What a token takes besides its piece.
+FRAME_BYTES = 2**20
+TOKEN_BYTES = 48
 
 
 class EngineBroken(Exception):
@@ -85,6 +88,7 @@ class Engine:
         self._step_began_s: float | None = None
         self._count = _Counters()
         self._stats_due_s = 0.0
+        self._stats_are_stale = False
 
     @property
     def steps(self) -> int:
@@ -123,7 +127,8 @@ class Engine:
         sequence = self._live.get(id)
         if sequence is not None:
             sequence.credit += tokens
-            sequence.stalled_since_s = None
+            if sequence.credit > 0:
+                sequence.stalled_since_s = None
 
     def interrupt(self, id: int) -> None:
         """Any thread: stops the running step if it works for this sequence alone."""
@@ -154,6 +159,9 @@ class Engine:
         for sequence in plan.started:
             self._start(sequence, began)
         worked = bool(plan.items)
+        if not worked and not self._events and self._stats_are_stale:
+            self._stats_are_stale = False
+            self._emit(Step([], self.stats()))
         if worked:
             native_s = self._count.forward_s + self._count.sampling_s
             self._run(plan)
@@ -163,11 +171,13 @@ class Engine:
         return worked
 
     def flush(self) -> None:
-        """Emits what has happened since the last step, if anything."""
+        """Emits what has happened since the last step, if anything, in frames of bounded size."""
         if self._events:
-            events = list(self._events)
+            *before, last = _in_frames(self._events)
+            for events in before:
+                self._emit(Step(events))
+            self._emit(Step(last, self._stats_if_due(self._events)))
             self._events.clear()
-            self._emit(Step(events, self._stats_if_due(events)))
 
     def seconds_to_stall(self) -> float | None:
         """Time until a stalled sequence must be ended; None if none is stalled."""
@@ -179,7 +189,8 @@ class Engine:
     def _stats_if_due(self, events: list[SequenceEvent]) -> EngineStats | None:
         """Counting costs as much as planning: not for every token."""
         now = self._clock()
-        if now < self._stats_due_s and all(isinstance(event, Delta) for event in events):
+        self._stats_are_stale = now < self._stats_due_s and all(isinstance(e, Delta) for e in events)
+        if self._stats_are_stale:
             return None
         self._stats_due_s = now + STATS_INTERVAL_S
         return self.stats()
@@ -284,8 +295,10 @@ class Engine:
         sequence = item.sequence
         if sequence.output.wants_prompt_logprobs:
             self._delivery.echo_rows(item, row)
-        if sequence.output.prefill_progress and not sequence.num_completion:
-            done = min(item.start + item.count, sequence.num_prompt)
+        done = min(item.start + item.count, sequence.num_prompt)
+        # What is read again after a preemption has been told.
+        if sequence.output.prefill_progress and done > sequence.told_prefilled:
+            sequence.told_prefilled = done
             self._events.append(Prefilled(sequence.id, done, sequence.num_prompt))
 
     def _advance(self, sequence: Sequence, row: int) -> None:
@@ -326,6 +339,8 @@ class Engine:
                 # At least one token must be left to be evaluated for its logits.
                 kept = min(self._backend.kv_length(sequence.sequence_id), len(sequence.tokens) - 1)
             self._kv.truncate(sequence, kept)
+            if item.start < sequence.num_prompt:
+                self._count.prefill_tokens += max(0, sequence.num_computed - item.start)
 
     def _fail(self, items: Items[PlanItem], outcome: Outcome) -> None:
         self._failures += 1
@@ -349,6 +364,21 @@ class Engine:
         ]
         for sequence in stalled:
             self._fail_sequence(sequence, SlowConsumer(self._settings.stall_timeout_s))
+
+
+def _in_frames(events: list[SequenceEvent]) -> list[list[SequenceEvent]]:
+    """The events in order, cut where a frame would become too long for the connection."""
+    frames: list[list[SequenceEvent]] = [[]]
+    size = 0
+    for event in events:
+        if isinstance(event, Delta):
+            pieces = sum(TOKEN_BYTES + len(t.piece) + len(t.top) * TOKEN_BYTES for t in event.tokens)
+            size += 4 * len(event.text) + pieces
+            if size > FRAME_BYTES and frames[-1]:
+                frames.append([])
+                size = 4 * len(event.text) + pieces
+        frames[-1].append(event)
+    return frames
 
 
 @dataclasses.dataclass(slots=True)

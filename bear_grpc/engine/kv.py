@@ -104,15 +104,20 @@ class KvCache:
             return True
         match = self.find(sequence)
         running = self._running()
+        pinned = _pinned(running)
         own = sequence.most_tokens
-        if match.place is not None and match.place.owner is not None:
-            own -= match.length
-        elif match.place is None and (leader := self.find_leader(sequence, 0)).place is not None:
+        if match.place is not None:
+            own -= (
+                match.length
+                if match.place.owner is not None
+                else min(match.length, pinned.get(match.place.id, 0))
+            )
+        elif (leader := self.find_leader(sequence, 0)).place is not None:
             own -= leader.length
         for place in running:
             assert place.owner is not None
             own += place.owner.most_tokens - place.shared
-        return own + sum(_pinned(running).values()) <= self._traits.pool_tokens
+        return own + sum(pinned.values()) <= self._traits.pool_tokens
 
     def reserve(self, sequence: Sequence) -> None:
         """Gives a sequence an empty place."""
@@ -141,6 +146,8 @@ class KvCache:
         if mine is None:
             mine = self._free_place(source)
             self._own(mine, sequence)
+            if mine is source:
+                return 0
         if not self._backend.kv_copy(source.id, mine.id, length):
             return 0
         if self._traits.unified:
@@ -215,13 +222,11 @@ class KvCache:
         place.used_at = self._now
 
     def _free_place(self, protected: Place | None) -> Place:
-        """An empty place, the lowest; else the idle one used longest ago, emptied."""
-        idle = [place for place in self._places if place.owner is None and place is not protected]
-        if not idle:
-            raise RuntimeError("no sequence id is free")  # there are as many as slots
+        """An empty place, the lowest; else the idle one used longest ago, emptied; `protected` last."""
+        idle = [place for place in self._places if place.owner is None]
         free = next((place for place in idle if not place.kept), None)
         if free is None:
-            free = min(idle, key=lambda place: place.used_at)
+            free = min(idle, key=lambda place: (place is protected, place.used_at))
             self._empty(free)
         return free
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend.base import Ids, Logits, Matcher, Sampler
 from ..errors import BackendError, ConstraintDeadEnd
-from ..types import SamplingParams
+from ..params import SamplingParams
 from .draws import AdaptiveP, Mirostat, SteeredDraw, place_of
 
 _MASK = 2**64 - 1

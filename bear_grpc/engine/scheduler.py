@@ -170,7 +170,12 @@ class Scheduler:
 
     def _prefill(self, num_decode: int) -> Iterator[PlanItem]:
         """Prompt tokens beside `num_decode` others: the oldest sequence and the shortest rest first."""
-        ready = [s for s in self.running.values() if s.phase is Phase.PREFILL and s.leader is None]
+        ready = [
+            sequence
+            for sequence in self.running.values()
+            # One that is preempted while its reader stalls must not draw when it has been read again.
+            if sequence.phase is Phase.PREFILL and sequence.leader is None and sequence.credit > 0
+        ]
         if not ready:
             return
         budget = self._prefill_budget(num_decode, sum(sequence.num_left for sequence in ready))
@@ -178,12 +183,14 @@ class Scheduler:
         oldest = ready[0]
         # A long prompt does not keep short ones waiting, and they leave half of the step to it.
         kept = min(oldest.num_left, (budget + 1) // 2)
+        kept_outputs = (outputs + 1) // 2 if oldest.output.wants_prompt_logprobs else 0
         ready.sort(key=lambda sequence: sequence.num_left)
         for sequence in ready:
-            kept = 0 if sequence is oldest else kept
+            if sequence is oldest:
+                kept = kept_outputs = 0
             count = min(sequence.num_left, max(0, budget - kept))
             if sequence.output.wants_prompt_logprobs:
-                count = min(count, outputs)
+                count = max(0, min(count, outputs - kept_outputs))
                 outputs -= count
             if not self._can_cut:
                 count = self._until_shared(sequence, count)

@@ -6,7 +6,8 @@ import dataclasses
 import enum
 
 from ..backend.base import Matcher
-from ..types import OutputParams, SamplingParams, StopParams, Timings, Usage
+from ..params import OutputParams, SamplingParams, StopParams
+from ..types import Timings, Usage
 from .echo import Echo
 from .sampling import TokenSampler
 from .stop import TextMachine
@@ -68,6 +69,7 @@ class Sequence:
     share_at: int = 0
     sampler: TokenSampler | None = None
     is_started: bool = False
+    told_prefilled: int = 0
     preemptions: int = 0
     admitted_s: float = 0.0
     first_token_s: float = 0.0

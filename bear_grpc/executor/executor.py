@@ -19,6 +19,7 @@ from ..errors import (
     WorkerCrashed,
     from_record,
 )
+from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from ..protocol import (
     Costs,
     Delta,
@@ -37,17 +38,7 @@ from ..protocol import (
     TextResult,
     ToServer,
 )
-from ..types import (
-    Constraint,
-    CostTable,
-    EngineStats,
-    GenerationInput,
-    LoadOptions,
-    OutputParams,
-    OverflowPolicy,
-    SamplingParams,
-    StopParams,
-)
+from ..types import CostTable, EngineStats, LoadOptions
 from .generation import Generation
 from .link import WorkerLink
 from .share import CpuShare

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..types import GenerationDefaults, LoadOptions
+from ..params import GenerationDefaults
+from ..types import LoadOptions
 
 _PACKAGE = Path(__file__).parent.parent
 

@@ -9,18 +9,9 @@ from typing import Any
 
 from ..errors import ModelFileInvalid, ModelFileNotFound
 from ..executor.executor import ModelExecutor
+from ..params import DEFAULT_MAX_TOKENS, GenerationDefaults, SamplingParams
 from ..protocol import Ready
-from ..types import (
-    DEFAULT_MAX_TOKENS,
-    CostTable,
-    EngineStats,
-    GenerationDefaults,
-    LoadOptions,
-    LoadStage,
-    ModelState,
-    SamplingParams,
-    StateReason,
-)
+from ..types import CostTable, EngineStats, LoadOptions, LoadStage, ModelState, StateReason
 from .gguf import GgufError, GgufHeader, read_header
 
 # llama.cpp's metadata keys for sampling values (llama-arch.cpp, LLM_KV_GENERAL_SAMPLING_*).

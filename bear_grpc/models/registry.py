@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..types import GenerationDefaults, LoadOptions
+from ..params import GenerationDefaults
+from ..types import LoadOptions
 from .files import write_whole
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from ..errors import (
 )
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
-from ..types import GenerationDefaults, ModelState
+from ..params import GenerationDefaults
+from ..types import ModelState
 from .catalog import read_catalog
 from .costs import CostStore
 from .entry import ModelEntry, header_of

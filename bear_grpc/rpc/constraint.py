@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InvalidField
-from ..types import Constraint, ConstraintKind
+from ..params import Constraint, ConstraintKind
 from ..v1 import inference_service_pb2 as pb
 from .convert import Collector
 

@@ -16,15 +16,8 @@ from google.protobuf import timestamp_pb2
 from ..errors import FeatureUnsupported, FieldViolation, InvalidField
 from ..models.entry import ModelEntry, ModelStatus
 from ..models.gguf import ArraySummary, GgufHeader
-from ..types import (
-    CostTable,
-    GenerationDefaults,
-    KvCacheType,
-    LoadOptions,
-    SamplerKind,
-    SamplingParams,
-    check,
-)
+from ..params import GenerationDefaults, SamplerKind, SamplingParams
+from ..types import CostTable, KvCacheType, LoadOptions, check
 from ..v1 import inference_service_pb2 as inference_pb
 from ..v1 import model_service_pb2 as model_pb
 from ..v1 import types_pb2 as pb

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from ..models.entry import ModelEntry
+from ..params import MAX_SEED, SamplingParams
 from ..protocol import Delta, Finished, Prefilled, Started, Token
-from ..types import MAX_SEED, SamplingParams, StopCause, Timings, Usage
+from ..types import StopCause, Timings, Usage
 from ..v1 import inference_service_pb2 as pb
 from .convert import enum_to_proto, sampling_to_proto
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
-from ..types import MAX_SEED, GenerationInput, TokensInput
+from ..params import MAX_SEED, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .convert import Collector, status_to_proto

@@ -13,7 +13,8 @@ from ..models.entry import ModelEntry
 from ..models.manager import ModelManager
 from ..models.registry import Registration
 from ..models.shelf import Shelf
-from ..types import GenerationDefaults, LoadOptions
+from ..params import GenerationDefaults
+from ..types import LoadOptions
 from ..v1 import model_service_pb2 as pb
 from ..v1 import model_service_pb2_grpc as pb_grpc
 from .convert import (

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from ..errors import FeatureUnsupported, InvalidField
 from ..models.entry import ModelEntry
-from ..types import (
+from ..params import (
     MAX_N,
     MAX_TOP_LOGPROBS,
     ChatInput,

@@ -11,8 +11,8 @@ from ..errors import FeatureUnsupported
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
 from ..models.shelf import Shelf
+from ..params import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
 from ..protocol import ProbeResult
-from ..types import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
 from ..v1 import server_service_pb2 as pb
 from ..v1 import server_service_pb2_grpc as pb_grpc
 from .requests import MAX_TEXT_BYTES

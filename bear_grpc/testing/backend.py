@@ -13,7 +13,8 @@ import numpy as np
 from ..backend.base import Backend, Batch, KvTraits, Logits, Outcome
 from ..backend.options import PROMPT_OUTPUTS
 from ..backend.options import sequence_ids as default_sequence_ids
-from ..types import KvCacheType, LoadOptions, ModelInfo, SamplingParams
+from ..params import SamplingParams
+from ..types import KvCacheType, LoadOptions, ModelInfo
 from .clock import FakeClock
 from .sampler import FakeSampler
 from .vocabulary import FakeVocabulary

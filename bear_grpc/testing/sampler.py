@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backend.base import Ids, Logits, Sampler, Vocabulary
-from ..types import SamplerKind, SamplingParams
+from ..params import SamplerKind, SamplingParams
 from .vocabulary import FakeVocabulary
 
 _Values = NDArray[np.float64]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..backend.base import Matcher, Vocabulary
-from ..types import Constraint
+from ..params import Constraint
 
 if TYPE_CHECKING:
     from ..backend.constraint import Compiler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..errors import ContextLengthExceeded
-from ..types import OverflowPolicy
+from ..params import OverflowPolicy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,19 +23,19 @@ def open_measured(
     Raises what the factory raises.
     """
     tables = list(load.cost_tables)
-    repack = load.options.repack
-    if repack is None:
-        repack = _choice(tables, load.options.threads or load.cores)
-    backend = _open(load, factory, post, True if repack is None else repack)
-    if not backend.options.gpu_layers:
-        _measure(backend, tables, post)
-        if repack is None and backend.options.repack is not None:
-            backend.close()
-            backend = _open(load, factory, post, False)
+    threads = load.options.threads or load.cores
+    asked = load.options.repack
+    repack = _choice(tables, threads) if asked is None else asked
+    backend = _open(load, factory, post, repack is not False)
+    if backend.options.gpu_layers:
+        return backend, tables
+    _measure(backend, tables, post)
+    if repack is None and backend.options.repack is not None:
+        if _choice(tables, threads) is None:
+            backend = _reopen(backend, load, factory, post, False)
             _measure(backend, tables, post)
-            if _choice(tables, load.options.threads or load.cores):
-                backend.close()
-                backend = _open(load, factory, post, True)
+        if _choice(tables, threads) is not backend.options.repack:
+            backend = _reopen(backend, load, factory, post, not backend.options.repack)
     return backend, tables
 
 
@@ -54,6 +54,14 @@ def _choice(tables: list[CostTable], threads: int) -> bool | None:
 def _open(load: Load, factory: BackendFactory, post: Callable[[Frame], None], repack: bool) -> Backend:
     options = msgspec.structs.replace(load.options, repack=repack)
     return factory(msgspec.structs.replace(load, options=options), post)
+
+
+def _reopen(
+    backend: Backend, load: Load, factory: BackendFactory, post: Callable[[Frame], None], repack: bool
+) -> Backend:
+    """One at a time: a model may be as large as the memory."""
+    backend.close()
+    return _open(load, factory, post, repack)
 
 
 def _measure(backend: Backend, tables: list[CostTable], post: Callable[[Frame], None]) -> None:

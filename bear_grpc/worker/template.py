@@ -16,7 +16,7 @@ import jinja2.sandbox
 
 from ..backend.base import Vocabulary
 from ..errors import InvalidField
-from ..types import ChatInput
+from ..params import ChatInput
 
 MAX_RENDERED_CHARS = 4 * 2**20
 

@@ -19,8 +19,7 @@ from ..engine.echo import Echo
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ErrorRecord, InvalidField
-from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
-from ..types import (
+from ..params import (
     MAX_SEED,
     ChatInput,
     ChatTurn,
@@ -30,6 +29,7 @@ from ..types import (
     PromptInput,
     TokensInput,
 )
+from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
 from .limits import Limits
 from .template import ChatTemplate
 

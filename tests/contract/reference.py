@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bear_grpc.backend.base import Vocabulary
-from bear_grpc.types import SamplerKind, SamplingParams
+from bear_grpc.params import SamplerKind, SamplingParams
 
 Logit = dict[int, float]
 # A breaker is the tokens that spell it: (first, then the others).

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Backend
+from bear_grpc.params import Constraint, ConstraintKind
 from bear_grpc.testing import FakeVocabulary
 from bear_grpc.testing.constraint import write
-from bear_grpc.types import Constraint, ConstraintKind
 
 Schema = dict[str, Any]
 

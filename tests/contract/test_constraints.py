@@ -10,8 +10,8 @@ import pytest
 
 from bear_grpc.backend.base import Backend, Matcher
 from bear_grpc.errors import ConstraintDeadEnd, GrammarInvalid
+from bear_grpc.params import Constraint, ConstraintKind
 from bear_grpc.testing.constraint import write
-from bear_grpc.types import Constraint, ConstraintKind
 
 SCHEMA = json.dumps(
     {

@@ -11,7 +11,7 @@ import pytest
 
 from bear_grpc.backend.base import Backend, Logits, Sampler
 from bear_grpc.engine.draws import AdaptiveP, Mirostat
-from bear_grpc.types import SAMPLER_ORDER, SamplerKind, SamplingParams
+from bear_grpc.params import SAMPLER_ORDER, SamplerKind, SamplingParams
 from tests.contract import reference
 
 OFF = SamplingParams(temperature=1, top_k=0, top_p=1, repetition_penalty=1)

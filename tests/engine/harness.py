@@ -11,17 +11,10 @@ from bear_grpc.engine.engine import Engine, EngineSettings
 from bear_grpc.engine.sequence import Sequence
 from bear_grpc.engine.stop import TextMachine
 from bear_grpc.errors import ErrorRecord
+from bear_grpc.params import OutputParams, SamplingParams, StopParams
 from bear_grpc.protocol import Delta, Ended, Finished, SequenceEvent, Started, Step
 from bear_grpc.testing import FakeBackend, FakeClock, FakeVocabulary
-from bear_grpc.types import (
-    FinishReason,
-    LoadOptions,
-    OutputParams,
-    SamplingParams,
-    StopCause,
-    StopParams,
-    Usage,
-)
+from bear_grpc.types import FinishReason, LoadOptions, StopCause, Usage
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1)
 ENOUGH_STEPS = 10_000
@@ -81,6 +74,7 @@ class Harness:
         options: LoadOptions | None = None,
         costs: CostModel | None = None,
         seconds_per_step: Callable[[int], float] | None = None,
+        kind: type[SpyBackend] = SpyBackend,
         **backend: object,
     ) -> None:
         """With `seconds_per_step` forwards take time, and nothing else does."""
@@ -93,7 +87,7 @@ class Harness:
         self.seconds_between = 0.01 if seconds_per_step is None else 0.0
         if seconds_per_step is not None:
             backend |= {"clock": self.clock, "seconds_per_step": seconds_per_step}
-        self.backend = SpyBackend(options, **backend)
+        self.backend = kind(options, **backend)
         self.backend.watch = self._count_rows
         self.sequences: dict[int, Sequence] = {}
         self.computed: dict[int, list[int]] = {}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Outcome
 from bear_grpc.engine.engine import EngineBroken
-from bear_grpc.types import LoadOptions, SamplingParams, StopParams
+from bear_grpc.params import SamplingParams, StopParams
+from bear_grpc.types import LoadOptions
 from tests.engine.harness import GREEDY, Harness, Result, alone
 
 SAMPLINGS = [

@@ -10,9 +10,10 @@ import pytest
 from bear_grpc.backend.base import Outcome
 from bear_grpc.engine.engine import EngineBroken
 from bear_grpc.engine.sampling import draw, uniform
+from bear_grpc.params import SamplingParams, StopParams
 from bear_grpc.protocol import Delta, Ended, Finished, Started
 from bear_grpc.testing import FakeSampler, FakeVocabulary
-from bear_grpc.types import FinishReason, SamplingParams, StopCause, StopParams, Usage
+from bear_grpc.types import FinishReason, StopCause, Usage
 from tests.engine.harness import GREEDY, Harness, alone
 
 IGNORE = StopParams(ignore_eos=True)

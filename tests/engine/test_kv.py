@@ -12,8 +12,9 @@ from bear_grpc.backend.base import Batch, Outcome
 from bear_grpc.engine.kv import FEWEST_AWAITED, FEWEST_SHARED, KvCache, common_length
 from bear_grpc.engine.sequence import Phase, Sequence
 from bear_grpc.engine.stop import TextMachine
+from bear_grpc.params import OutputParams, SamplingParams, StopParams
 from bear_grpc.testing import FakeBackend
-from bear_grpc.types import LoadOptions, OutputParams, SamplingParams, StopParams
+from bear_grpc.types import LoadOptions
 
 SLOTS = 3
 ORDER = itertools.count(1)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 
 from bear_grpc.backend.base import Outcome
+from bear_grpc.params import OutputParams, SamplingParams
 from bear_grpc.protocol import Delta, Finished, Prefilled, Started
-from bear_grpc.types import LoadOptions, OutputParams, SamplingParams
+from bear_grpc.types import LoadOptions
 from tests.engine.harness import GREEDY, Harness, alone
 from tests.engine.test_batching import ARRIVALS, SHAPES, expected, run
 
@@ -172,6 +173,25 @@ def test_preemption_of_a_leader_leaves_the_followers_output_unchanged():
     assert [harness.sequences[id].preemptions for id in (0, 1, 2)] == [0, 1, 1]
     for id in (1, 2):
         assert harness.result(id) == alone(prompt + "ab"[id - 1], max_tokens=3)
+
+
+def test_preempted_sequence_is_told_as_cached_what_was_at_its_start():
+    """What it takes from the other when it comes back spares work, and changes nothing it was told."""
+    prompt = "p" * 45
+    harness = Harness(max_sequences=2, batch_tokens=20)
+    harness.submit(1, prompt + "a", max_tokens=30)
+    harness.step()
+    harness.submit(2, prompt + "b", max_tokens=8)
+    while not harness.sequences[2].num_completion:
+        harness.step()
+    assert harness.sequences[2].num_cached == 20
+    preempt_in_decode(harness)
+    assert harness.sequences[2].preemptions == 1
+    harness.computed[2].clear()
+    harness.run()
+    assert harness.computed[2][0] == 45
+    assert harness.result(2).cached == 20
+    assert harness.result(2) == alone(prompt + "b", max_tokens=8)
 
 
 def test_last_sequence_without_any_room_fails_and_the_next_goes_on():

@@ -11,7 +11,7 @@ import msgspec
 
 from bear_grpc.config import ModelConfig
 from bear_grpc.executor.spawner import Spawner
-from bear_grpc.types import GenerationDefaults
+from bear_grpc.params import GenerationDefaults
 from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.rpc import WAIT_S, Api, Code, eventually, read_until, serving, stream_fails

@@ -10,9 +10,9 @@ import pytest
 
 from bear_grpc.errors import SlowConsumer
 from bear_grpc.executor.spawner import Spawner
+from bear_grpc.params import PromptInput, SamplingParams, StopParams
 from bear_grpc.protocol import INITIAL_CREDIT_TOKENS, Delta, Finished
 from bear_grpc.server import Server
-from bear_grpc.types import PromptInput, SamplingParams, StopParams
 from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.rpc import WAIT_S, Api, Code, eventually, read_until, serving, stream_fails
 

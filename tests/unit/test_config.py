@@ -9,7 +9,8 @@ import pytest
 
 from bear_grpc import config
 from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, is_local, load_config
-from bear_grpc.types import GenerationDefaults, LoadOptions
+from bear_grpc.params import GenerationDefaults
+from bear_grpc.types import LoadOptions
 
 
 def write(folder: Path, text: str) -> Path:

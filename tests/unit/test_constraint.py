@@ -11,9 +11,9 @@ import pytest
 
 from bear_grpc.backend import constraint as module
 from bear_grpc.errors import ConstraintDeadEnd, ConstraintTooCostly, GrammarInvalid
+from bear_grpc.params import Constraint, ConstraintKind
 from bear_grpc.testing import FakeVocabulary
 from bear_grpc.testing.constraint import write
-from bear_grpc.types import Constraint, ConstraintKind
 
 VOCABULARY = FakeVocabulary()
 EOS, END = VOCABULARY.eog_tokens()

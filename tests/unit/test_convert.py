@@ -11,24 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bear_grpc import types
+from bear_grpc import params, types
 from bear_grpc.errors import FeatureUnsupported, InvalidField
 from bear_grpc.models.entry import ModelEntry, ModelStatus
 from bear_grpc.models.gguf import ArraySummary, GgufHeader
+from bear_grpc.params import ConstraintKind, GenerationDefaults, OverflowPolicy, SamplerKind, SamplingParams
 from bear_grpc.rpc import convert
 from bear_grpc.types import (
-    ConstraintKind,
     CostTable,
     EngineStats,
     FinishReason,
-    GenerationDefaults,
     KvCacheType,
     LoadOptions,
     LoadStage,
     ModelState,
-    OverflowPolicy,
-    SamplerKind,
-    SamplingParams,
     StateReason,
     StepCost,
 )
@@ -236,8 +232,9 @@ def test_defaults_max_tokens_below_1_is_named(value):
 def test_enums_every_one_of_the_domain_is_tried_here():
     assert {*ENUMS, *NAMES_OF_FIELDS} == {
         kind
-        for kind in vars(types).values()
-        if isinstance(kind, type) and issubclass(kind, enum.Enum) and kind.__module__ == types.__name__
+        for module in (types, params)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, enum.Enum) and kind.__module__ == module.__name__
     }
 
 

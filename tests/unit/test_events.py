@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from bear_grpc.models.entry import ModelEntry
+from bear_grpc.params import SamplingParams
 from bear_grpc.protocol import Delta, Finished, Prefilled, Started, Token, TopToken
 from bear_grpc.rpc import events
 from bear_grpc.rpc.whole import Whole
-from bear_grpc.types import FinishReason, SamplingParams, StopCause, Timings, Usage
+from bear_grpc.types import FinishReason, StopCause, Timings, Usage
 from bear_grpc.v1 import inference_service_pb2 as pb
 
 ENTRY = ModelEntry("bear", Path("b"), True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc.errors import ContextLengthExceeded
-from bear_grpc.types import OverflowPolicy
+from bear_grpc.params import OverflowPolicy
 from bear_grpc.worker.limits import Limits
 
 BOS = 999
@@ -108,7 +108,7 @@ def test_fit_gives_a_prompt_that_max_tokens_accepts_or_raises(
     except ContextLengthExceeded:
         left = context - wanted
         assert (
-            left <= has_bos if policy is not ERROR else length > left or asked is None and length >= context
+            left <= has_bos if policy is not ERROR else length > left or (asked is None and length >= context)
         )
         return
     assert 1 <= len(kept) <= length

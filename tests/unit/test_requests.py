@@ -9,8 +9,7 @@ import pytest
 
 from bear_grpc.errors import FeatureUnsupported, InvalidField
 from bear_grpc.models.entry import ModelEntry
-from bear_grpc.rpc import requests
-from bear_grpc.types import (
+from bear_grpc.params import (
     ChatInput,
     ChatTurn,
     Constraint,
@@ -24,6 +23,7 @@ from bear_grpc.types import (
     StopParams,
     TokensInput,
 )
+from bear_grpc.rpc import requests
 from bear_grpc.v1 import inference_service_pb2 as pb
 
 Change = Callable[[pb.GenerateRequest], object]

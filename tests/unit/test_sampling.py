@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bear_grpc.backend.base import Matcher
 from bear_grpc.engine import sampling
 from bear_grpc.errors import BackendError, ConstraintDeadEnd
+from bear_grpc.params import MAX_SEED, SamplerKind, SamplingParams
 from bear_grpc.testing import FakeSampler
-from bear_grpc.types import MAX_SEED, SamplerKind, SamplingParams
 
 BELOW_ONE = 1 - 2**-53
 SEEDS = st.integers(0, MAX_SEED)

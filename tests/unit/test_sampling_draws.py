@@ -10,8 +10,8 @@ import pytest
 
 from bear_grpc.engine import sampling
 from bear_grpc.engine.draws import AdaptiveP, Mirostat, SteeredDraw
+from bear_grpc.params import SamplingParams
 from bear_grpc.testing import FakeSampler
-from bear_grpc.types import SamplingParams
 
 N_VOCAB = 300
 IDS = np.arange(1000, 1000 + N_VOCAB, dtype=np.int32)

@@ -18,7 +18,7 @@ from bear_grpc.backend.prefilter import (
     log_mass_without,
     reached_by,
 )
-from bear_grpc.types import SamplerKind, SamplingParams
+from bear_grpc.params import SamplerKind, SamplingParams
 
 SIZES = st.sampled_from([2048, 2049, 5000, 9000])
 

@@ -24,8 +24,9 @@ from bear_grpc.engine.scheduler import (
 )
 from bear_grpc.engine.sequence import MOVES, Phase, Sequence
 from bear_grpc.engine.stop import TextMachine
+from bear_grpc.params import OutputParams, SamplingParams, StopParams
 from bear_grpc.testing import FakeBackend
-from bear_grpc.types import LoadOptions, OutputParams, SamplingParams, StepCost, StopParams
+from bear_grpc.types import LoadOptions, StepCost
 
 TERMINAL = [Phase.FINISHED, Phase.CANCELLED, Phase.FAILED]
 SLOTS, CONTEXT = 3, 256
@@ -166,10 +167,11 @@ class Histories(RuleBasedStateMachine):
         self.scheduler.end(which, phase, keep=phase is Phase.CANCELLED)
         assert which.sequence_id == -1
 
-    @precondition(lambda self: self.live)
+    @precondition(lambda self: any(each.num_completion for each in self.live))
     @rule(place=st.integers(0, 9), credit=st.integers(0, 1))
     def set_credit(self, place: int, credit: int) -> None:
-        self.live[place % len(self.live)].credit = credit
+        read = [each for each in self.live if each.num_completion]
+        read[place % len(read)].credit = credit
 
     @precondition(lambda self: len(self.scheduler.running) > 1)
     @rule()
@@ -227,9 +229,9 @@ class Histories(RuleBasedStateMachine):
         waiting = [
             each
             for each in self.scheduler.running.values()
-            if each.phase is Phase.PREFILL and each.leader is None and each.credit > 0
+            if each.phase is Phase.PREFILL and each.leader is None
         ]
-        if not waiting or not room:
+        if not waiting or not room or any(each.credit <= 0 for each in waiting):
             return
         oldest = min(waiting, key=lambda each: each.order)
         counts = {item.sequence.id: item.count for item in prefill}
@@ -282,7 +284,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=40, stateful_step_count=25)
+TestHistories.settings = settings(max_examples=80, stateful_step_count=30)
 
 
 @pytest.mark.slow
@@ -436,6 +438,19 @@ def test_plan_wants_logits_of_the_last_chunk_only():
     assert [item.wants_logits for item in made.scheduler.plan().items] == [True]
 
 
+def test_plan_is_in_the_order_of_the_sequence_ids():
+    """Only neighbouring ids of a split cache are computed together."""
+    made = Bench(unified=False)
+    first, second = sequence(0), sequence(1)
+    made.submit(first, second)
+    made.run()
+    made.scheduler.end(first, Phase.CANCELLED, keep=False)
+    made.submit(sequence(2))
+    plan = made.run()
+    assert [item.sequence.id for item in plan.items] == [2, 1]
+    assert [item.sequence.sequence_id for item in plan.items] == [0, 1]
+
+
 # ---- fairness ---------------------------------------------------------------------------------------
 
 
@@ -457,7 +472,7 @@ def test_plan_oldest_goes_on_while_shorter_prompts_never_stop_coming():
     for id in range(1, 60):
         made.submit(sequence(id, 6))
         for item in made.run().items:
-            if item.sequence.id and item.wants_logits:
+            if item.sequence.id and item.sequence.num_completion:
                 made.scheduler.end(item.sequence, Phase.FINISHED, keep=False)
         if made.scheduler.running[0].phase is Phase.DECODE:
             assert id <= 26
@@ -472,7 +487,7 @@ def test_plan_oldest_with_prompt_logprobs_goes_on_while_shorter_ones_never_stop_
     for id in range(1, 60):
         made.submit(sequence(id, 10, output=LOGPROBS))
         for item in made.run().items:
-            if item.sequence.id and item.wants_logits:
+            if item.sequence.id and item.sequence.num_completion:
                 made.scheduler.end(item.sequence, Phase.FINISHED, keep=False)
         if made.scheduler.running[0].phase is Phase.DECODE:
             assert id <= 15

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bear_grpc.backend.base import Batch, KvTraits, Outcome
+from bear_grpc.params import SamplingParams
 from bear_grpc.testing import FakeBackend, FakeClock, FakeSampler, FakeVocabulary, Misuse
-from bear_grpc.types import LoadOptions, SamplingParams
+from bear_grpc.types import LoadOptions
 
 OPTIONS = LoadOptions(context_length=8, max_sequences=2, batch_tokens=6)
 SPLIT = LoadOptions(kv_unified=False).over(OPTIONS)

@@ -8,19 +8,17 @@ import msgspec
 import pytest
 
 from bear_grpc.errors import FieldViolation, InvalidField
-from bear_grpc.types import (
+from bear_grpc.params import (
     MAX_DRY_BREAKERS,
     MAX_LOGIT_BIAS,
     MAX_STOP_SEQUENCES,
     MAX_STOP_TOKENS,
     SAMPLER_ORDER,
-    KvCacheType,
-    LoadOptions,
     SamplerKind,
     SamplingParams,
     StopParams,
-    check,
 )
+from bear_grpc.types import KvCacheType, LoadOptions, check
 
 LOAD_LIMITS = {
     "context_length": (1, 2**24),

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc.engine.sequence import Sequence
-from bear_grpc.errors import ContextLengthExceeded, InvalidField
-from bear_grpc.protocol import Submit, TextJob
-from bear_grpc.testing import FakeVocabulary
-from bear_grpc.types import (
+from bear_grpc.errors import ContextLengthExceeded, GrammarInvalid, InvalidField
+from bear_grpc.params import (
+    MAX_SEED,
     ChatInput,
     ChatTurn,
+    Constraint,
+    ConstraintKind,
     GenerationInput,
     OutputParams,
+    OverflowPolicy,
     PromptInput,
     SamplingParams,
     StopParams,
     TokensInput,
 )
+from bear_grpc.protocol import Submit, TextJob
+from bear_grpc.testing import FakeVocabulary
 from bear_grpc.worker import text
 from bear_grpc.worker.text import Preparer
 
@@ -137,6 +142,122 @@ def test_max_tokens_that_do_not_fit_are_refused_with_the_numbers(preparer, num_p
     assert caught.value.metadata["prompt_token_count"] == str(num_prompt)
     assert caught.value.metadata["context_length"] == str(CONTEXT)
     assert caught.value.metadata.get("max_tokens") == (None if asked is None else str(asked))
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 0), (5, 5), (5, None), (60, None), (1, 1)])
+def test_min_tokens_up_to_max_tokens_are_taken(preparer, least, most):
+    stop = StopParams(max_tokens=most, min_tokens=least)
+    assert one(preparer, submit(TokensInput([1] * 4), stop=stop)).stop.min_tokens == least
+
+
+@pytest.mark.parametrize(
+    ("least", "stop"),
+    [(61, StopParams()), (9, StopParams(default_max_tokens=8)), (6, StopParams(max_tokens=5))],
+)
+def test_min_tokens_above_what_is_left_are_refused_with_the_limit(preparer, least, stop):
+    asked = submit(TokensInput([1] * 4), stop=msgspec.structs.replace(stop, min_tokens=least))
+    with pytest.raises(InvalidField, match=rf"^stop\.min_tokens: must be 0 to \d+, is {least}"):
+        one(preparer, asked)
+
+
+# ---- prompts that are too long ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (OverflowPolicy.TRUNCATE_LEFT, [BOS, *range(47, 100)]),
+        (OverflowPolicy.TRUNCATE_MIDDLE, [BOS, *range(1, 27), *range(73, 100)]),
+    ],
+)
+def test_overflow_keeps_as_much_of_the_prompt_as_leaves_the_asked_room(preparer, policy, kept):
+    tokens = [BOS, *range(1, 100)]
+    made = one(preparer, submit(TokensInput(tokens), overflow=policy, stop=StopParams(max_tokens=10)))
+    assert made.tokens == kept
+    assert (made.num_prompt, made.max_tokens, made.truncated) == (54, 10, 46)
+
+
+def test_overflow_of_a_prompt_that_fits_cuts_nothing(preparer):
+    asked = submit(
+        TokensInput([1] * 54), overflow=OverflowPolicy.TRUNCATE_LEFT, stop=StopParams(max_tokens=10)
+    )
+    made = one(preparer, asked)
+    assert (made.num_prompt, made.truncated) == (54, 0)
+
+
+def test_overflow_without_a_policy_is_refused(preparer):
+    with pytest.raises(ContextLengthExceeded):
+        one(preparer, submit(TokensInput([1] * 55), stop=StopParams(max_tokens=10)))
+
+
+# ---- several answers --------------------------------------------------------------------------------
+
+
+def test_answers_have_ids_and_seeds_in_a_row_and_nothing_in_common(preparer):
+    asked = submit(n=3, sampling=SamplingParams(seed=40), output=OutputParams(echo=True))
+    made = preparer.sequences(asked)
+    assert [(each.id, each.sampling.seed) for each in made] == [(7, 40), (8, 41), (9, 42)]
+    assert len({tuple(each.tokens) for each in made}) == 1
+    for part in ("tokens", "text", "echo"):
+        assert len({id(getattr(each, part)) for each in made}) == 3
+    assert {(each.credit, each.received_s, each.max_tokens) for each in made} == {
+        (asked.credit, 1.0, made[0].max_tokens)
+    }
+
+
+def test_answers_seed_wraps_at_its_limit(preparer):
+    made = preparer.sequences(submit(n=3, sampling=SamplingParams(seed=MAX_SEED - 1)))
+    assert [each.sampling.seed for each in made] == [MAX_SEED - 1, MAX_SEED, 0]
+
+
+def test_answers_scope_is_that_of_the_request(preparer):
+    assert [each.scope for each in preparer.sequences(submit(n=2, scope="tenant"))] == ["tenant"] * 2
+
+
+# ---- constraints and the prompt's echo --------------------------------------------------------------
+
+
+AB = Constraint(ConstraintKind.CHOICES, choices=("ab", "ac"))
+
+
+def test_constraint_is_compiled_once_and_stands_at_its_beginning_in_every_answer(preparer, monkeypatch):
+    compiled: list[Constraint] = []
+    compile_one = VOCABULARY.compile
+
+    def count(constraint: Constraint) -> object:
+        compiled.append(constraint)
+        return compile_one(constraint)
+
+    monkeypatch.setattr(VOCABULARY, "compile", count)
+    first, second, third = (each.matcher for each in preparer.sequences(submit(n=3, constraint=AB)))
+    assert compiled == [AB]
+    first.accept(ord("a"))
+    first.accept(ord("b"))
+    third.accept(ord("a"))
+    assert [first.is_finished(), second.allows(ord("a")), third.allows(ord("c"))] == [True, True, True]
+    assert not second.allows(ord("b"))
+
+
+def test_constraint_that_does_not_compile_is_refused(preparer):
+    with pytest.raises(GrammarInvalid):
+        one(preparer, submit(constraint=Constraint(ConstraintKind.REGEX, text="(")))
+
+
+def test_sequence_without_a_constraint_has_no_matcher(preparer):
+    assert one(preparer, submit()).matcher is None
+
+
+@pytest.mark.parametrize(("adds_space", "text"), [(True, "hi"), (False, " hi")])
+def test_echo_drops_the_space_that_the_vocabulary_adds(adds_space, text):
+    made = one(
+        Preparer(FakeVocabulary(adds_space_prefix=adds_space), CONTEXT),
+        submit(output=OutputParams(echo=True)),
+    )
+    assert made.echo.push([b"", b" h", b"i"], is_last=True) == text
+
+
+def test_sequence_without_echo_has_none(preparer):
+    assert one(preparer, submit()).echo is None
 
 
 # ---- chat -------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from bear_grpc.errors import InvalidField
+from bear_grpc.params import ChatInput, ChatTurn
 from bear_grpc.testing import FakeVocabulary
-from bear_grpc.types import ChatInput, ChatTurn
 from bear_grpc.worker import template
 from bear_grpc.worker.template import ChatTemplate
 

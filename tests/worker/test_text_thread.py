@@ -9,9 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from bear_grpc.engine.sequence import Sequence
+from bear_grpc.params import (
+    ChatInput,
+    ChatTurn,
+    Constraint,
+    ConstraintKind,
+    PromptInput,
+    SamplingParams,
+    StopParams,
+)
 from bear_grpc.protocol import Ended, Frame, Step, Submit, TextJob, TextResult
 from bear_grpc.testing import FakeVocabulary
-from bear_grpc.types import ChatInput, ChatTurn, PromptInput, SamplingParams, StopParams
 from bear_grpc.worker.text import Preparer, TextThread
 
 WAIT_S = 20
@@ -160,6 +168,68 @@ def test_cancel_of_a_job_that_fails_tells_no_error(bench):
     bench.vocabulary.gate.set()
     assert bench.next().id == 1
     assert bench.next() == Step([Ended(2)])
+
+
+def several(id: int, n: int, text: str = "hello", **changes: object) -> Submit:
+    return Submit(id, PromptInput(text), SamplingParams(), StopParams(), 0.0, n=n, **changes)
+
+
+def test_submit_of_several_answers_goes_on_as_so_many_sequences(bench):
+    bench.thread.put(several(5, 3))
+    bench.thread.put(submit(8))
+    assert [bench.next().id for _ in range(4)] == [5, 6, 7, 8]
+
+
+def test_submit_of_several_answers_that_is_wrong_ends_each_with_the_error(bench):
+    bench.thread.put(several(5, 3, "fail"))
+    endings = bench.next().events
+    assert [(ending.id, ending.error.reason) for ending in endings] == [(id, "INTERNAL") for id in (5, 6, 7)]
+
+
+def test_submit_with_a_constraint_that_does_not_compile_ends_grammar_invalid(bench):
+    bench.thread.put(several(5, 2, constraint=Constraint(ConstraintKind.REGEX, text="(")))
+    endings = bench.next().events
+    assert [(ending.id, ending.error.reason) for ending in endings] == [
+        (5, "GRAMMAR_INVALID"),
+        (6, "GRAMMAR_INVALID"),
+    ]
+
+
+def test_submit_whose_min_tokens_do_not_fit_ends_with_the_field(bench):
+    bench.thread.put(Submit(1, PromptInput("x"), SamplingParams(), StopParams(min_tokens=1024), 0.0))
+    [ending] = bench.next().events
+    assert ending.error.reason == "INVALID_FIELD"
+    assert "stop.min_tokens" in ending.error.message
+
+
+def test_cancel_of_one_of_several_answers_leaves_the_others(bench):
+    bench.thread.put(several(5, 3, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    assert bench.thread.cancel(6) is True
+    bench.vocabulary.gate.set()
+    assert [bench.next().id, bench.next().id] == [5, 7]
+    assert bench.next() == Step([Ended(6)])
+    assert [bench.thread.cancel(id) for id in (5, 6, 7)] == [False] * 3
+
+
+def test_cancel_of_all_of_several_answers_ends_each_once(bench):
+    bench.thread.put(several(5, 3, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    assert all(bench.thread.cancel(id) for id in (7, 5, 6))
+    bench.vocabulary.gate.set()
+    assert bench.next() == Step([Ended(5), Ended(6), Ended(7)])
+
+
+def test_cancel_of_one_of_several_answers_that_fail_tells_no_error_of_that_one(bench):
+    bench.thread.put(submit(1, "gate"))
+    assert bench.vocabulary.inside.wait(WAIT_S)
+    bench.thread.put(several(5, 2, "fail"))
+    bench.thread.cancel(6)
+    bench.vocabulary.gate.set()
+    assert bench.next().id == 1
+    failed, cancelled = bench.next().events
+    assert (failed.id, failed.error.reason) == (5, "INTERNAL")
+    assert cancelled == Ended(6)
 
 
 def test_cancel_after_it_went_on_is_the_owners(bench):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from bear_grpc.errors import ModelFileInvalid
+from bear_grpc.params import OutputParams, PromptInput, SamplingParams, StopParams
 from bear_grpc.protocol import (
     Cancel,
     Costs,
@@ -34,17 +35,7 @@ from bear_grpc.protocol import (
     encode,
 )
 from bear_grpc.testing import FakeBackend
-from bear_grpc.types import (
-    CostTable,
-    FinishReason,
-    LoadOptions,
-    LoadStage,
-    OutputParams,
-    PromptInput,
-    SamplingParams,
-    StepCost,
-    StopParams,
-)
+from bear_grpc.types import CostTable, FinishReason, LoadOptions, LoadStage, StepCost
 from bear_grpc.worker.process import Worker
 from tests.engine.harness import GREEDY, alone
 
@@ -135,7 +126,9 @@ def held() -> Iterator[Bench]:
 
 def submit(id: int, *, max_tokens: int, credit: int = 1000) -> Submit:
     stop = StopParams(max_tokens=max_tokens, ignore_eos=True)
-    return Submit(id, PromptInput("hello", add_special=False), GREEDY, stop, 0.0, output=TOKENS, credit=credit)
+    return Submit(
+        id, PromptInput("hello", add_special=False), GREEDY, stop, 0.0, output=TOKENS, credit=credit
+    )
 
 
 def test_worker_loads_and_tells_what_it_has(bench):
