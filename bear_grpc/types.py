@@ -171,6 +171,7 @@ class EngineStats(msgspec.Struct, frozen=True):
 
     `kv_used_tokens` counts tokens in the KV cache, those shared by several
     sequences once; `kv_idle_tokens` of them belong to no running sequence.
+    Snapshots are what is kept of ended sequences outside of it.
     """
 
     steps: int = 0
@@ -184,6 +185,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     waiting: int = 0
     kv_used_tokens: int = 0
     kv_idle_tokens: int = 0
+    snapshot_tokens: int = 0
+    snapshot_bytes: int = 0
     cached_tokens: int = 0
     preemptions: int = 0
     forward_s: float = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from benchmarks import machine, pictures, report
@@ -12,6 +13,8 @@ from benchmarks.bars import all_bars
 from benchmarks.cache import SetupError
 from benchmarks.measure import Curve, Plan, Row
 from benchmarks.others import QUIET_CORES
+
+OUT = Path("build/benchmarks")
 
 
 def main() -> int:
@@ -24,8 +27,12 @@ def main() -> int:
     parser.add_argument("bars", nargs="*", metavar="BAR", help=f"{', '.join(bars)}; without any, all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: shows that it works, no figures")
     parser.add_argument("--rounds", type=int, metavar="N", help="measure so many times")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the pictures, as SVG")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=OUT / "report.json", help=f"default: {OUT}/report.json"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", default=OUT, help=f"for the SVG files; default: {OUT}"
+    )
     parser.add_argument("--list", action="store_true", help="list the bars and end")
     options = parser.parse_args()
     if options.list:
@@ -41,7 +48,7 @@ def main() -> int:
     return measure(options.bars or list(bars), plan, options.json, options.pictures)
 
 
-def measure(names: list[str], plan: Plan, json_file: Path | None, folder: Path | None) -> int:
+def measure(names: list[str], plan: Plan, json_file: Path, folder: Path) -> int:
     """Runs the bars in order; a bar that cannot be set up does not keep the others from running."""
     bars = all_bars()
     head = machine.describe()
@@ -55,14 +62,18 @@ def measure(names: list[str], plan: Plan, json_file: Path | None, folder: Path |
         except SetupError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             failed = True
+        except Exception:
+            # The other bars have taken minutes or will: their figures are not lost with this one.
+            print(f"error: {name}:\n{traceback.format_exc()}", file=sys.stderr)
+            failed = True
     head["others"] = f"used up to {plan.others:.2f} cores during a measurement, {plan.repeated} were repeated"
     if plan.others > QUIET_CORES:
         head["others"] += ": THE MACHINE WAS NOT QUIET, do not trust the figures"
     report.show(head, rows)
-    if json_file is not None:
-        report.write_json(json_file, head, rows, curves)
-    if folder is not None:
-        pictures.draw([curve.to_json() for curve in curves], folder)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    report.write_json(json_file, head, rows, curves)
+    pictures.draw([curve.to_json() for curve in curves], folder)
+    print(f"written: {json_file}, pictures in {folder}")
     return 1 if failed or any(row.limit is not None and not row.limit.holds for row in rows) else 0
 
 

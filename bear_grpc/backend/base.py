@@ -147,13 +147,15 @@ class KvTraits:
     `sequence_ids` is how many there are, from 0 on. `pool_tokens` is the room
     of all of them together where `unified`, else each has an equal part of it.
     Without `can_cut` a sequence can be removed only whole (recurrent models),
-    and copied only at its full length.
+    and copied only at its full length. `snapshot_bytes` of host memory are for
+    the states of ended sequences; 0: they are better kept in the KV cache.
     """
 
     sequence_ids: int
     pool_tokens: int
     unified: bool
     can_cut: bool
+    snapshot_bytes: int = 0
 
 
 class Backend(Protocol):

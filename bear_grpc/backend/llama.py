@@ -22,7 +22,7 @@ from . import host
 from .base import Batch, KvTraits, Logits, Outcome
 from .memory import LlamaMemory
 from .native import bind_logits, lib, meta, native_log
-from .options import PROMPT_OUTPUTS, Situation, choose, sequence_ids
+from .options import PROMPT_OUTPUTS, SNAPSHOT_SHARE_OF_MEMORY, Situation, choose, sequence_ids
 from .sampler import Candidates, LlamaSampler
 from .vocabulary import LlamaVocabulary
 
@@ -172,8 +172,13 @@ class LlamaBackend:
             raise EngineStartFailed("; ".join(native_log.errors) or "llama.cpp gave no context")
         cells = int(lib.llama_n_ctx(self._context))
         self.kv_cache_bytes = int(cells * self._kv_token_bytes(options.kv_cache_type))
-        self.kv = KvTraits(ids, cells, options.kv_unified is True, can_cut=not self._is_recurrent)
-        self._memory = LlamaMemory(self._context, self.kv, lib.llama_model_n_swa(self._model))
+        window = lib.llama_model_n_swa(self._model)
+        unified = options.kv_unified is True
+        # Not of sliding windows: their snapshots cannot be cut. Not from a GPU: the way there is long.
+        is_worth = unified and not window and not options.gpu_layers
+        room = min(self.kv_cache_bytes, int(host.free_bytes() * SNAPSHOT_SHARE_OF_MEMORY)) if is_worth else 0
+        self.kv = KvTraits(ids, cells, unified, not self._is_recurrent, room)
+        self._memory = LlamaMemory(self._context, self.kv, window)
         # llama.cpp takes no batch longer than the context.
         effective = LoadOptions(
             batch_tokens=lib.llama_n_batch(self._context),

@@ -11,6 +11,8 @@ from ..types import DEFAULT_CONTEXT_LENGTH, MAX_SEQUENCES, KvCacheType, LoadOpti
 SEQUENCES_PER_CORE, FEWEST_SEQUENCES, MOST_SEQUENCES = 4, 4, 16
 # Of the memory that is free when the model is in: more would be taken from the page cache of its weights.
 KV_SHARE_OF_MEMORY = 1 / 8
+# Kept states of ended sequences are as large as the KV cache at most.
+SNAPSHOT_SHARE_OF_MEMORY = 1 / 8
 BATCH_TOKENS = 512
 # Beyond what runs, ids hold prefixes of ended sequences.
 IDS_PER_SEQUENCE, FEWEST_IDS = 4, 32

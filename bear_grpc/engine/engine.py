@@ -145,6 +145,8 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             kv_used_tokens=self._kv.used_tokens,
             kv_idle_tokens=self._kv.idle_tokens,
+            snapshot_tokens=self._kv.snapshots.tokens,
+            snapshot_bytes=self._kv.snapshots.bytes,
         )
 
     def step(self) -> bool:

@@ -1,7 +1,8 @@
 """Who has what in the KV cache: sequence ids, shared prefixes, room.
 
-A sequence id is a place. Running sequences hold one each; other places keep the
-tokens of ended sequences, for prompts that begin alike, until room is needed.
+A sequence id is a place. Running sequences hold one each. The tokens of ended
+sequences are kept for prompts that begin alike: as snapshots in host memory, or in
+places of their own until room is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from ..backend.base import Backend
+from .prefix import common_length
 from .sequence import Phase, Sequence
+from .snapshots import Snapshot, Snapshots
 
 # Copying less is not worth it, and a BOS alone is no prefix.
 FEWEST_SHARED = 8
@@ -43,10 +46,11 @@ class Place:
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Match:
-    """The best place to take a prefix from, and how much; nothing: place None, length 0."""
+    """Where to take the longest prefix from, and how much; nothing: both None, length 0."""
 
     place: Place | None = None
     length: int = 0
+    snapshot: Snapshot | None = None
 
 
 class KvCache:
@@ -57,8 +61,14 @@ class KvCache:
         self._traits = backend.kv
         self._places = [Place(id) for id in range(backend.kv.sequence_ids)]
         self._share = share_prefixes
+        self.snapshots = Snapshots(backend.kv.snapshot_bytes)
         self._now = 0
         self._surely_free = 0
+
+    @property
+    def keeps_snapshots(self) -> bool:
+        """Whether what ended sequences leave is out of the KV cache."""
+        return self._traits.snapshot_bytes > 0
 
     @property
     def used_tokens(self) -> int:
@@ -84,6 +94,11 @@ class KvCache:
                 continue
             if length > best.length or (length == best.length and place.owner is None and length):
                 best = Match(place, length)
+        if self._share and sequence.most_cached:
+            snapshot, length = self.snapshots.find(sequence.tokens, sequence.scope, sequence.most_cached)
+            # Cells that are there are shared; only for more than these a state is worth its copy.
+            if length > best.length and snapshot is not None:
+                best = Match(None, length, snapshot)
         return best if best.length >= FEWEST_SHARED else Match()
 
     def find_leader(self, sequence: Sequence, have: int) -> Match:
@@ -127,6 +142,9 @@ class KvCache:
         """Gives a sequence the longest prefix there is, and a place if it has none; its length."""
         match = self.find(sequence)
         source = match.place
+        if match.snapshot is not None:
+            sequence.num_computed = self._restore(sequence, match.snapshot, match.length)
+            return sequence.num_computed
         if source is None:
             if sequence.sequence_id < 0:
                 self.reserve(sequence)
@@ -134,6 +152,18 @@ class KvCache:
         self._touch(source)
         sequence.num_computed = self._take(sequence, source, match.length)
         return sequence.num_computed
+
+    def _restore(self, sequence: Sequence, snapshot: Snapshot, length: int) -> int:
+        if sequence.sequence_id < 0:
+            self.reserve(sequence)
+        self.snapshots.touch(snapshot)
+        id = sequence.sequence_id
+        if not self.make_room(len(snapshot.tokens)) or not self._backend.kv_restore(id, snapshot.data):
+            return 0
+        if length < len(snapshot.tokens) and not self._backend.kv_remove(id, length):
+            self._backend.kv_remove(id, 0)
+            return 0
+        return length
 
     def _take(self, sequence: Sequence, source: Place, length: int) -> int:
         mine = None if sequence.sequence_id < 0 else self._places[sequence.sequence_id]
@@ -168,7 +198,12 @@ class KvCache:
         place.owner, sequence.sequence_id = None, -1
         place.kept = computed
         self._touch(place)
-        if not (keep and self._share and len(computed) >= FEWEST_SHARED):
+        is_worth = keep and self._share and len(computed) >= FEWEST_SHARED
+        if is_worth and self._traits.snapshot_bytes:
+            if not self.snapshots.has(computed, place.scope):
+                self.snapshots.add(Snapshot(computed, place.scope, self._backend.kv_save(place.id)))
+            is_worth = False
+        if not is_worth:
             self._empty(place)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
@@ -267,19 +302,3 @@ def _pinned(running: list[Place]) -> dict[int, int]:
         if place.parent is not None and place.parent.owner is None:
             found[place.parent.id] = max(found.get(place.parent.id, 0), place.shared)
     return found
-
-
-def common_length(one: list[int], other: list[int], most: int) -> int:
-    """How many tokens both begin with, up to `most`."""
-    high = min(len(one), len(other), most)
-    if one[:high] == other[:high]:
-        return high
-    low = 0
-    # Comparing slices is faster than a loop; equal up to `low`, different within `high`.
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

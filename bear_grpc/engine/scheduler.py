@@ -114,7 +114,8 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Takes slot and KV from a running sequence; it is the next one to get them again."""
         self._move(sequence, Phase.WAITING)
-        self._leave(sequence, keep=False)
+        # Its room is what is needed: only a snapshot may be kept of it.
+        self._leave(sequence, keep=self._kv.keeps_snapshots)
         sequence.num_computed = 0
         sequence.preemptions += 1
         self.waiting.appendleft(sequence)

@@ -172,6 +172,8 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
         waiting_count=max(0, status.in_flight - stats.running),
         kv_cache_used_token_count=stats.kv_used_tokens,
         kv_cache_idle_token_count=stats.kv_idle_tokens,
+        snapshot_token_count=stats.snapshot_tokens,
+        snapshot_bytes=stats.snapshot_bytes,
         since_time=since,
         worker_process_id=status.pid,
     )

@@ -63,6 +63,7 @@ class FakeBackend(Backend):
         can_cut: bool = True,
         sequence_ids: int | None = None,
         max_outputs: int | None = None,
+        snapshot_bytes: int = 0,
         clock: FakeClock | None = None,
         seconds_per_step: Callable[[int], float] | None = None,
     ) -> None:
@@ -90,7 +91,7 @@ class FakeBackend(Backend):
         self.samplers: list[FakeSampler] = []
         self.entered = threading.Event()
         self._context_length, self._batch_tokens = merged.context_length, merged.batch_tokens
-        self.kv = KvTraits(ids, self.options.kv_cache_tokens or 0, unified, can_cut)
+        self.kv = KvTraits(ids, self.options.kv_cache_tokens or 0, unified, can_cut, snapshot_bytes)
         self.max_outputs = max_outputs or ids + PROMPT_OUTPUTS
         self._clock, self._seconds_per_step = clock, seconds_per_step
         self._seed = seed

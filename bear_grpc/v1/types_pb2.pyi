@@ -836,6 +836,8 @@ class ModelStatus(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     WORKER_PROCESS_ID_FIELD_NUMBER: _builtins.int
     KV_CACHE_IDLE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     state: Global___ModelState.ValueType
@@ -858,6 +860,12 @@ class ModelStatus(_message.Message):
     """Tokens in the KV cache that no running sequence holds: prefixes kept for
     later requests, given up when room is needed.
     """
+    snapshot_token_count: _builtins.int
+    """Tokens of ended sequences whose state is kept in host memory, for prompts
+    that begin alike.
+    """
+    snapshot_bytes: _builtins.int
+    """Bytes of that memory; at most as many as the KV cache has."""
     @_builtins.property
     def load_progress(self) -> Global___LoadProgress:
         """While LOADING."""
@@ -906,10 +914,12 @@ class ModelStatus(_message.Message):
         counters: Global___EngineCounters | None = ...,
         worker_process_id: _builtins.int = ...,
         kv_cache_idle_token_count: _builtins.int = ...,
+        snapshot_token_count: _builtins.int = ...,
+        snapshot_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "load_progress", b"load_progress", "memory", b"memory", "pull", b"pull", "since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "kv_cache_idle_token_count", b"kv_cache_idle_token_count", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "load_progress", b"load_progress", "memory", b"memory", "message", b"message", "name", b"name", "pull", b"pull", "reason", b"reason", "running_count", b"running_count", "since_time", b"since_time", "state", b"state", "waiting_count", b"waiting_count", "worker_process_id", b"worker_process_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "effective_options", b"effective_options", "expire_time", b"expire_time", "kv_cache_idle_token_count", b"kv_cache_idle_token_count", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "load_progress", b"load_progress", "memory", b"memory", "message", b"message", "name", b"name", "pull", b"pull", "reason", b"reason", "running_count", b"running_count", "since_time", b"since_time", "snapshot_bytes", b"snapshot_bytes", "snapshot_token_count", b"snapshot_token_count", "state", b"state", "waiting_count", b"waiting_count", "worker_process_id", b"worker_process_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

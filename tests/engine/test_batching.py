@@ -75,6 +75,7 @@ class Shape:
     kv_unified: bool = True
     can_cut: bool = True
     kv_cache_tokens: int = 0
+    snapshot_bytes: int = 0
 
     def harness(self) -> Harness:
         return Harness(
@@ -83,13 +84,23 @@ class Shape:
             context_length=128,
             options=LoadOptions(kv_unified=self.kv_unified, kv_cache_tokens=self.kv_cache_tokens or None),
             can_cut=self.can_cut,
+            snapshot_bytes=self.snapshot_bytes,
         )
 
 
 SHAPES = st.builds(
     lambda size, kind: Shape(*size, *kind),
     st.sampled_from([(1, 4), (2, 2), (3, 8), (3, 5), (3, 40)]),
-    st.sampled_from([(True, True, 0), (True, True, 130), (False, True, 0), (False, False, 0)]),
+    st.sampled_from(
+        [
+            (True, True, 0),
+            (True, True, 130),
+            (True, True, 130, 10**6),
+            (True, True, 0, 600),
+            (False, True, 0),
+            (False, False, 0),
+        ]
+    ),
 )
 
 

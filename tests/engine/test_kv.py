@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Batch, Outcome
-from bear_grpc.engine.kv import FEWEST_AWAITED, FEWEST_SHARED, KvCache, common_length
+from bear_grpc.engine.kv import FEWEST_AWAITED, FEWEST_SHARED, KvCache
+from bear_grpc.engine.prefix import common_length
 from bear_grpc.engine.sequence import Phase, Sequence
 from bear_grpc.engine.stop import TextMachine
 from bear_grpc.params import OutputParams, SamplingParams, StopParams
@@ -184,7 +185,7 @@ def test_evicted_prefix_that_a_running_sequence_shares_stays_with_it():
     assert (kv.used_tokens, kv.idle_tokens) == (15, 0)
 
 
-@pytest.mark.parametrize("kind", ["unified", "split", "whole"])
+@pytest.mark.parametrize("kind", ["unified", "kept", "split", "whole"])
 @settings(max_examples=150)
 @given(data=st.data())
 def test_books_agree_with_the_cells_in_every_history(kind, data):
@@ -194,9 +195,14 @@ def test_books_agree_with_the_cells_in_every_history(kind, data):
         context_length=40,
         batch_tokens=64,
         kv_cache_tokens=120,
-        kv_unified=kind == "unified",
+        kv_unified=kind in ("unified", "kept"),
     )
-    made = FakeBackend(options, can_cut=kind != "whole", sequence_ids=6 if kind == "unified" else None)
+    made = FakeBackend(
+        options,
+        can_cut=kind != "whole",
+        sequence_ids=6 if kind in ("unified", "kept") else None,
+        snapshot_bytes=300 if kind == "kept" else 0,
+    )
     kv = KvCache(made)
     running: list[Sequence] = []
     tokens = st.lists(st.integers(0, 1), min_size=1, max_size=4)
@@ -232,3 +238,62 @@ def test_books_agree_with_the_cells_in_every_history(kind, data):
     while kv.evict():
         pass
     assert made.kv_used() == 0
+
+
+def test_snapshot_takes_no_room_and_gives_the_prefix_back():
+    made = backend(snapshot_bytes=1000)
+    kv = KvCache(made)
+    ended(made, kv, list(range(20)))
+    assert (made.kv_used(), kv.snapshots.tokens) == (0, 20)
+    later = sequence([*range(15), 99, 98])
+    assert kv.fill(later) == 15
+    assert made.kv_tokens(later.sequence_id) == list(range(15))
+
+
+def test_snapshot_is_taken_once_and_cells_that_are_there_are_shared():
+    made = backend(snapshot_bytes=1000)
+    kv = KvCache(made)
+    ended(made, kv, list(range(20)))
+    for end in (98, 99):
+        assert kv.fill(sequence([*range(15), end])) == 15
+    assert made.kv_used() == 15
+
+
+def test_snapshot_replaces_those_that_it_goes_on_from():
+    made = backend(snapshot_bytes=1000)
+    kv = KvCache(made)
+    for count in (10, 20, 15):
+        ended(made, kv, list(range(count)))
+    assert kv.snapshots.tokens == 20
+
+
+def test_snapshots_beyond_their_bytes_go_in_the_order_of_use():
+    made = backend(snapshot_bytes=2 * (8 + 4 * 20))  # of the fake: 8 bytes and 4 for each token
+    kv = KvCache(made)
+    ended(made, kv, list(range(20)))
+    ended(made, kv, list(range(100, 120)))
+    kv.fill(sequence([*range(20), 99]))
+    ended(made, kv, list(range(200, 220)))
+    assert kv.snapshots.bytes <= made.kv.snapshot_bytes
+    assert kv.find(sequence([*range(20), 98])).length == 20
+    assert kv.find(sequence([*range(100, 120), 99])).length == 0
+
+
+def test_snapshot_of_another_scope_is_not_found():
+    made = backend(snapshot_bytes=1000)
+    kv = KvCache(made)
+    ended(made, kv, list(range(20)), scope="one")
+    assert kv.find(sequence(list(range(20)), scope="other")).length == 0
+
+
+def test_snapshot_without_room_for_it_is_computed_again():
+    made = backend(snapshot_bytes=1000)
+    kv = KvCache(made)
+    ended(made, kv, list(range(40)))
+    for first in (100, 200):
+        busy = sequence(list(range(first, first + 50)))
+        kv.fill(busy)
+        compute(made, busy)
+    again = sequence([*range(40), 99])
+    assert kv.fill(again) == 0
+    assert made.kv_tokens(again.sequence_id) == []

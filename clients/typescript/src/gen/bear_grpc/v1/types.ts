@@ -413,6 +413,13 @@ export interface ModelStatus {
    * later requests, given up when room is needed.
    */
   kvCacheIdleTokenCount: number;
+  /**
+   * Tokens of ended sequences whose state is kept in host memory, for prompts
+   * that begin alike.
+   */
+  snapshotTokenCount: number;
+  /** Bytes of that memory; at most as many as the KV cache has. */
+  snapshotBytes: number;
 }
 
 function createBaseLoadOptions(): LoadOptions {
@@ -1921,6 +1928,8 @@ function createBaseModelStatus(): ModelStatus {
     counters: undefined,
     workerProcessId: 0,
     kvCacheIdleTokenCount: 0,
+    snapshotTokenCount: 0,
+    snapshotBytes: 0,
   };
 }
 
@@ -1976,6 +1985,12 @@ export const ModelStatus: MessageFns<ModelStatus> = {
     }
     if (message.kvCacheIdleTokenCount !== 0) {
       writer.uint32(136).int64(message.kvCacheIdleTokenCount);
+    }
+    if (message.snapshotTokenCount !== 0) {
+      writer.uint32(144).int64(message.snapshotTokenCount);
+    }
+    if (message.snapshotBytes !== 0) {
+      writer.uint32(152).int64(message.snapshotBytes);
     }
     return writer;
   },
@@ -2129,6 +2144,22 @@ export const ModelStatus: MessageFns<ModelStatus> = {
             message.kvCacheIdleTokenCount = longToNumber(reader.int64());
             continue;
           }
+          case 18: {
+            if (tag !== 144) {
+              break;
+            }
+
+            message.snapshotTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.snapshotBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2173,6 +2204,8 @@ export const ModelStatus: MessageFns<ModelStatus> = {
       : undefined;
     message.workerProcessId = object.workerProcessId ?? 0;
     message.kvCacheIdleTokenCount = object.kvCacheIdleTokenCount ?? 0;
+    message.snapshotTokenCount = object.snapshotTokenCount ?? 0;
+    message.snapshotBytes = object.snapshotBytes ?? 0;
     return message;
   },
 };
