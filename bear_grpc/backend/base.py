@@ -148,7 +148,7 @@ class KvTraits:
     of all of them together where `unified`, else each has an equal part of it.
     Without `can_cut` a sequence can be removed only whole (recurrent models),
     and copied only at its full length. `snapshot_bytes` of host memory are for
-    the states of ended sequences; 0: they are better kept in the KV cache.
+    the states of ended sequences; 0: they are only kept in the KV cache.
     """
 
     sequence_ids: int

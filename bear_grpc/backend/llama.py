@@ -175,7 +175,7 @@ class LlamaBackend:
         window = lib.llama_model_n_swa(self._model)
         unified = options.kv_unified is True
         # Not of sliding windows: their snapshots cannot be cut. Not from a GPU: the way there is long.
-        is_worth = unified and not window and not options.gpu_layers
+        is_worth = not window and not options.gpu_layers
         room = min(self.kv_cache_bytes, int(host.free_bytes() * SNAPSHOT_SHARE_OF_MEMORY)) if is_worth else 0
         self.kv = KvTraits(ids, cells, unified, not self._is_recurrent, room)
         self._memory = LlamaMemory(self._context, self.kv, window)

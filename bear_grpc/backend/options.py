@@ -46,8 +46,10 @@ def choose(asked: LoadOptions, here: Situation) -> LoadOptions:
         context = asked.kv_cache_tokens
     kv_type = asked.kv_cache_type or KvCacheType.F16
     sequences = asked.max_sequences or _sequences(context * here.kv_token_bytes[kv_type], here)
-    unified = here.can_share_ids and asked.kv_unified is not False
     pool = asked.kv_cache_tokens or context * sequences
+    # Parts cost no attention over what others have; too small a cache for them is shared as a whole.
+    wants_unified = pool < context * sequences if asked.kv_unified is None else asked.kv_unified
+    unified = here.can_share_ids and wants_unified
     if not unified and pool < context * sequences:
         limit = f"must be {context * sequences} or more, a context for each sequence, without kv_unified"
         raise InvalidField("options.kv_cache_tokens", f"{limit}; is {pool}")

@@ -13,21 +13,17 @@ from collections.abc import Sequence as Items
 
 from ..backend.base import Backend, Batch, Outcome
 from ..errors import BackendError, BearError, SlowConsumer
-from ..protocol import Delta, Ended, Prefilled, SequenceEvent, Started, Step
+from ..protocol import Ended, Prefilled, SequenceEvent, Started, Step
 from ..types import CostTable, EngineStats, FinishReason
 from . import sampling
 from .cost import CostModel
 from .delivery import Delivery, Ending
 from .kv import KvCache
+from .outbox import Counters, Outbox
 from .scheduler import Budget, Plan, PlanItem, Scheduler
 from .sequence import Phase, Sequence
 
 log = logging.getLogger(__name__)
-
-STATS_INTERVAL_S = 0.1
-# Of one frame's events, about; a delta never comes near it. What a token takes besides its piece.
-FRAME_BYTES = 2**20
-TOKEN_BYTES = 48
 
 
 class EngineBroken(Exception):
@@ -60,7 +56,6 @@ class Engine:
         assert options.max_sequences and options.batch_tokens  # a backend reports effective options
         self._backend = backend
         self._clock = clock
-        self._emit = emit
         self._settings = settings or EngineSettings()
         self._costs = costs or CostModel()
         self._threads = self._full_threads = options.threads or 1
@@ -79,16 +74,14 @@ class Engine:
         )
         self._batch = Batch(options.batch_tokens)
         self._live: dict[int, Sequence] = {}
-        self._events: list[SequenceEvent] = []
-        self._delivery = Delivery(backend, clock, self._events_append)
+        self._outbox = Outbox(emit, self.stats, clock)
+        self._delivery = Delivery(backend, clock, self._outbox.tell)
         self._failures = 0
         # Guards what `interrupt` reads; never held across a native call.
         self._step_lock = threading.Lock()
         self._in_step: frozenset[int] = frozenset()
         self._step_began_s: float | None = None
-        self._count = _Counters()
-        self._stats_due_s = 0.0
-        self._stats_are_stale = False
+        self._count = Counters()
 
     @property
     def steps(self) -> int:
@@ -138,9 +131,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges."""
-        counted = {name: getattr(self._count, name) for name in _Counters.__slots__}
         return EngineStats(
-            **counted,
+            **self._count.values(),
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_used_tokens=self._kv.used_tokens,
@@ -161,10 +153,9 @@ class Engine:
         for sequence in plan.started:
             self._start(sequence, began)
         worked = bool(plan.items)
-        if not worked and not self._events and self._stats_are_stale:
-            self._stats_are_stale = False
-            self._emit(Step([], self.stats()))
-        if worked:
+        if not worked:
+            self._outbox.settle()
+        else:
             native_s = self._count.forward_s + self._count.sampling_s
             self._run(plan)
             inside_s = self._count.forward_s + self._count.sampling_s - native_s
@@ -173,13 +164,8 @@ class Engine:
         return worked
 
     def flush(self) -> None:
-        """Emits what has happened since the last step, if anything, in frames of bounded size."""
-        if self._events:
-            *before, last = _in_frames(self._events)
-            for events in before:
-                self._emit(Step(events))
-            self._emit(Step(last, self._stats_if_due(self._events)))
-            self._events.clear()
+        """Emits what has happened since the last step, if anything."""
+        self._outbox.flush()
 
     def seconds_to_stall(self) -> float | None:
         """Time until a stalled sequence must be ended; None if none is stalled."""
@@ -187,18 +173,6 @@ class Engine:
         if not since:
             return None
         return max(0.0, min(since) + self._settings.stall_timeout_s - self._clock())
-
-    def _stats_if_due(self, events: list[SequenceEvent]) -> EngineStats | None:
-        """Counting costs as much as planning: not for every token."""
-        now = self._clock()
-        self._stats_are_stale = now < self._stats_due_s and all(isinstance(e, Delta) for e in events)
-        if self._stats_are_stale:
-            return None
-        self._stats_due_s = now + STATS_INTERVAL_S
-        return self.stats()
-
-    def _events_append(self, event: SequenceEvent) -> None:
-        self._events.append(event)
 
     def _start(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_s = now
@@ -210,7 +184,7 @@ class Engine:
         started = Started(
             sequence.id, sequence.num_prompt, sequence.num_cached, sequence.max_tokens, sequence.truncated
         )
-        self._events.append(started)
+        self._outbox.tell(started)
         if not sequence.output.wants_prompt_logprobs:
             self._delivery.echo(sequence, sequence.num_prompt)
 
@@ -301,7 +275,7 @@ class Engine:
         # What is read again after a preemption has been told.
         if sequence.output.prefill_progress and done > sequence.told_prefilled:
             sequence.told_prefilled = done
-            self._events.append(Prefilled(sequence.id, done, sequence.num_prompt))
+            self._outbox.tell(Prefilled(sequence.id, done, sequence.num_prompt))
 
     def _advance(self, sequence: Sequence, row: int) -> None:
         """Draws the next token of a sequence; its ending if that is one."""
@@ -330,7 +304,7 @@ class Engine:
             sequence.sampler.close()
             sequence.sampler = None
         del self._live[sequence.id]
-        self._events.append(event)
+        self._outbox.tell(event)
 
     def _resume_after_abort(self, items: Items[PlanItem]) -> None:
         """Earlier micro-batches of an aborted step stay in the KV cache: go on from there."""
@@ -366,36 +340,3 @@ class Engine:
         ]
         for sequence in stalled:
             self._fail_sequence(sequence, SlowConsumer(self._settings.stall_timeout_s))
-
-
-def _in_frames(events: list[SequenceEvent]) -> list[list[SequenceEvent]]:
-    """The events in order, cut where a frame would become too long for the connection."""
-    frames: list[list[SequenceEvent]] = [[]]
-    size = 0
-    for event in events:
-        if isinstance(event, Delta):
-            pieces = sum(TOKEN_BYTES + len(t.piece) + len(t.top) * TOKEN_BYTES for t in event.tokens)
-            size += 4 * len(event.text) + pieces
-            if size > FRAME_BYTES and frames[-1]:
-                frames.append([])
-                size = 4 * len(event.text) + pieces
-        frames[-1].append(event)
-    return frames
-
-
-@dataclasses.dataclass(slots=True)
-class _Counters:
-    """What only grows; names as in EngineStats."""
-
-    steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    submitted: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    cached_tokens: int = 0
-    preemptions: int = 0
-    forward_s: float = 0.0
-    sampling_s: float = 0.0
-    overhead_s: float = 0.0

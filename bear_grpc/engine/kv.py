@@ -67,7 +67,7 @@ class KvCache:
 
     @property
     def keeps_snapshots(self) -> bool:
-        """Whether what ended sequences leave is out of the KV cache."""
+        """Whether a sequence that loses its place leaves a snapshot."""
         return self._traits.snapshot_bytes > 0
 
     @property
@@ -199,9 +199,9 @@ class KvCache:
         place.kept = computed
         self._touch(place)
         is_worth = keep and self._share and len(computed) >= FEWEST_SHARED
-        if is_worth and self._traits.snapshot_bytes:
-            if not self.snapshots.has(computed, place.scope):
-                self.snapshots.add(Snapshot(computed, place.scope, self._backend.kv_save(place.id)))
+        if is_worth and self._traits.unified and self.keeps_snapshots:
+            # Attention runs over all that is in the pool: what nobody runs in costs everybody.
+            self._snapshot(place)
             is_worth = False
         if not is_worth:
             self._empty(place)
@@ -262,10 +262,18 @@ class KvCache:
         free = next((place for place in idle if not place.kept), None)
         if free is None:
             free = min(idle, key=lambda place: (place is protected, place.used_at))
+            self._snapshot(free)
             self._empty(free)
         return free
 
+    def _snapshot(self, place: Place) -> None:
+        """Keeps what an idle place has, before it is lost."""
+        if self.keeps_snapshots and not self.snapshots.has(place.kept, place.scope):
+            self.snapshots.add(Snapshot(place.kept, place.scope, self._backend.kv_save(place.id)))
+
     def _cut(self, place: Place, length: int) -> bool:
+        if place.length - length >= FEWEST_SHARED:
+            self._snapshot(place)
         if length < place.length and not self._backend.kv_remove(place.id, length):
             return False
         place.kept = place.kept[:length]

@@ -13,8 +13,11 @@ from .sequence import MOVES, Phase, Sequence
 
 # About the full prefill rate on CPUs; small enough that newcomers do not wait long.
 LONE_PREFILL_TOKENS = 128
-# While streams decode, a step takes at most the longest of these.
-DECODE_STEPS, LEAST_TARGET_S, EFFICIENT_TOKENS = 4, 0.1, 32
+# While streams decode, a step takes at most the longer of these, but it reads a tile for each of two
+# prompts.
+DECODE_STEPS, LEAST_TARGET_S, PROMPTS_AT_ONCE = 4, 0.1, 2
+# Rows of a tile of llama.cpp's attention: with one less it costs twice as much after a long context.
+TILE = 64
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -65,6 +68,8 @@ class Scheduler:
         self._unified = unified
         self._can_cut = can_cut
         self._order = 0
+        self._is_prefill_turn = False
+        self._is_oldest_turn = True
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: dict[int, Sequence] = {}
 
@@ -86,7 +91,7 @@ class Scheduler:
             for sequence in self.running.values()
             if sequence.phase is Phase.DECODE and sequence.credit > 0
         ]
-        items += self._prefill(len(items))
+        items = [*items, *self._prefill(len(items))] if self._unified else self._in_turn(items)
         # Without a unified cache llama.cpp computes neighbouring ids together, in this order only.
         items.sort(key=lambda item: item.sequence.sequence_id)
         return Plan(started, tuple(items))
@@ -169,17 +174,59 @@ class Scheduler:
         if not sequence.is_started:
             sequence.num_cached = min(length, sequence.num_prompt)
 
-    def _prefill(self, num_decode: int) -> Iterator[PlanItem]:
-        """Prompt tokens beside `num_decode` others: the oldest sequence and the shortest rest first."""
-        ready = [
+    def _ready(self) -> list[Sequence]:
+        """Who has prompt tokens to compute, in order of admission.
+
+        One that is preempted while its reader stalls must not draw when it has been read again.
+        """
+        return [
             sequence
             for sequence in self.running.values()
-            # One that is preempted while its reader stalls must not draw when it has been read again.
             if sequence.phase is Phase.PREFILL and sequence.leader is None and sequence.credit > 0
         ]
+
+    def _in_turn(self, decode: list[PlanItem]) -> list[PlanItem]:
+        """Decode and prefill of parts are computed one after the other: in steps of their own.
+
+        Together llama.cpp would cut the prompt's run where the short runs end, across its tiles.
+        """
+        prefill = self._prefill_alike(len(decode)) if self._is_prefill_turn or not decode else []
+        self._is_prefill_turn = not prefill
+        return prefill or decode
+
+    def _prefill_alike(self, num_decode: int) -> list[PlanItem]:
+        """The next run of one prompt, by turns the oldest and the one with the shortest rest.
+
+        With it the rests of others that are as long: equal runs are computed together.
+        """
+        ready = self._ready()
+        if not ready:
+            return []
+        budget = self._prefill_budget(num_decode, sum(sequence.num_left for sequence in ready), len(ready))
+        outputs = self._budget.max_outputs
+        first = ready[0] if self._is_oldest_turn else min(ready, key=lambda sequence: sequence.num_left)
+        self._is_oldest_turn = not self._is_oldest_turn
+        alike = [other for other in ready if other is not first and other.num_left == first.num_left]
+        items: list[PlanItem] = []
+        for sequence in (first, *alike):
+            count = _in_tiles(sequence.num_left, budget)
+            if sequence.output.wants_prompt_logprobs:
+                count = min(count, outputs)
+                outputs -= count
+            if not self._can_cut:
+                count = self._until_shared(sequence, count)
+            if count <= 0 or (items and count != items[0].count):
+                break
+            items.append(PlanItem(sequence, sequence.num_computed, count))
+            budget -= count
+        return items
+
+    def _prefill(self, num_decode: int) -> Iterator[PlanItem]:
+        """Prompt tokens beside `num_decode` others: the oldest sequence and the shortest rest first."""
+        ready = self._ready()
         if not ready:
             return
-        budget = self._prefill_budget(num_decode, sum(sequence.num_left for sequence in ready))
+        budget = self._prefill_budget(num_decode, sum(sequence.num_left for sequence in ready), len(ready))
         outputs = self._budget.max_outputs - self._budget.max_sequences + 1
         oldest = ready[0]
         # A long prompt does not keep short ones waiting, and they leave half of the step to it.
@@ -199,18 +246,18 @@ class Scheduler:
                 yield PlanItem(sequence, sequence.num_computed, count)
                 budget -= count
 
-    def _prefill_budget(self, num_decode: int, wanted: int) -> int:
-        most = min(wanted, self._budget.batch_tokens - num_decode)
+    def _prefill_budget(self, num_decode: int, wanted: int, prompts: int) -> int:
+        # Without a unified cache decode and prefill are computed one after the other.
+        beside = num_decode if self._unified else 0
+        most = min(wanted, self._budget.batch_tokens - beside)
         if not num_decode:
             return min(most, LONE_PREFILL_TOKENS)
         decode_s = self._cost.predict(num_decode)
-        target_s = self._budget.target_s or max(
-            DECODE_STEPS * decode_s, LEAST_TARGET_S, self._cost.predict(EFFICIENT_TOKENS)
-        )
-        if self._unified:
-            return self._cost.most(target_s, most, beside=num_decode)
-        # Decode and prefill are computed one after the other there.
-        return self._cost.most(target_s - decode_s, most)
+        asked_s = self._budget.target_s
+        target_s = asked_s or max(DECODE_STEPS * decode_s, LEAST_TARGET_S)
+        budget = self._cost.most(target_s if self._unified else target_s - decode_s, most, beside=beside)
+        efficient = TILE * min(prompts, PROMPTS_AT_ONCE) - beside % TILE
+        return budget if asked_s else max(budget, min(most, efficient))
 
     def _until_shared(self, sequence: Sequence, count: int) -> int:
         """A state that cannot be cut is copied exactly where a follower needs it: a chunk ends there."""
@@ -225,3 +272,15 @@ class Scheduler:
         if phase not in MOVES[sequence.phase]:
             raise RuntimeError(f"sequence {sequence.id}: {sequence.phase.name} -> {phase.name}")
         sequence.phase = phase
+
+
+def _in_tiles(left: int, budget: int) -> int:
+    """How many of the tokens left are computed now, so that later runs fill their tiles.
+
+    What does not fill one comes first, where there is little context to look back at.
+    """
+    if left <= budget:
+        return left
+    odd = left % TILE
+    count = odd + (budget - odd) // TILE * TILE if budget >= odd else 0
+    return count or budget

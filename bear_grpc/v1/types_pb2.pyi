@@ -258,9 +258,9 @@ class LoadOptions(_message.Message):
     """
     kv_unified: _builtins.bool
     """Whether all sequences share one KV pool: prefixes are shared in place and
-    reading prompts beside running streams is cheaper, but attention costs
-    grow with all that the pool holds. False: a part of its own for each
-    sequence. Default: true.
+    a context takes room only as it grows, but attention runs over all that
+    the pool holds. False: a part of its own for each sequence. Default:
+    false, or true when `kv_cache_tokens` is less than a context for each.
     """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:

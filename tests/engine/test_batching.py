@@ -98,7 +98,10 @@ SHAPES = st.builds(
             (True, True, 130, 10**6),
             (True, True, 0, 600),
             (False, True, 0),
+            (False, True, 0, 10**6),
+            (False, True, 0, 600),
             (False, False, 0),
+            (False, False, 0, 10**6),
         ]
     ),
 )

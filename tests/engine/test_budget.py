@@ -11,6 +11,7 @@ import pytest
 from bear_grpc.backend.base import Outcome
 from bear_grpc.engine.cost import TILE, CostModel, measure
 from bear_grpc.engine.scheduler import DECODE_STEPS, LEAST_TARGET_S, LONE_PREFILL_TOKENS
+from bear_grpc.engine.scheduler import TILE as READ_TILE
 from bear_grpc.protocol import Delta, Started
 from bear_grpc.testing import FakeBackend, FakeClock
 from bear_grpc.types import LoadOptions
@@ -39,12 +40,20 @@ def measured(seconds: Seconds) -> CostModel:
 class Arrival:
     """Three streams decode; then a long prompt comes."""
 
-    def __init__(self, seconds: Seconds, target_s: float = 0.0, *, costs: CostModel | None = None) -> None:
+    def __init__(
+        self,
+        seconds: Seconds,
+        target_s: float = 0.0,
+        *,
+        costs: CostModel | None = None,
+        unified: bool = True,
+    ) -> None:
         self.harness = harness = Harness(
             max_sequences=4,
             batch_tokens=512,
             context_length=4096,
             step_target_s=target_s,
+            options=LoadOptions(kv_unified=unified),
             costs=costs or measured(seconds),
             seconds_per_step=seconds,
         )
@@ -75,7 +84,7 @@ class Arrival:
         return max(gaps)
 
     def prefill_counts(self) -> list[int]:
-        """Of the prompt, by step, from its first to its last one."""
+        """Of the prompt, by step, from the first step after its arrival to its last one."""
         counts = [
             sum(rows[0] not in (0, 1, 2) for rows in batch)
             for batch in self.harness.backend.batches[self.sizes :]
@@ -88,7 +97,16 @@ class Arrival:
 @pytest.mark.parametrize("target_s", [0.0, 0.1, 0.25, 0.6])
 def test_long_prompt_never_holds_up_running_streams_beyond_the_target_and_a_tile(seconds, target_s):
     made = Arrival(seconds, target_s)
-    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(32))
+    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(READ_TILE))
+    assert made.gap_s() <= target + seconds(TILE)
+
+
+@pytest.mark.parametrize("seconds", [tiles, smooth])
+@pytest.mark.parametrize("target_s", [0.0, 0.1, 0.25, 0.6])
+def test_long_prompt_in_a_part_of_its_own_holds_up_running_streams_by_one_step(seconds, target_s):
+    """A token comes after a step of prefill and one of decode."""
+    made = Arrival(seconds, target_s, unified=False)
+    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(3) + seconds(READ_TILE))
     assert made.gap_s() <= target + seconds(TILE)
 
 
@@ -97,12 +115,27 @@ def test_long_prompt_never_holds_up_running_streams_beyond_the_target_and_a_tile
 def test_long_prompt_gets_on_in_every_step_beside_running_streams(seconds, target_s):
     counts = Arrival(seconds, target_s).prefill_counts()
     # What fills the tile that three decoded tokens have begun is never held back.
-    assert min(counts[:-1]) >= TILE - 3
+    assert min(counts[:-1]) >= (TILE if target_s else READ_TILE) - 3
     assert sum(counts) == PROMPT
 
 
-def test_long_prompt_takes_fewer_steps_with_a_larger_target():
-    steps = [len(Arrival(smooth, target_s).prefill_counts()) for target_s in (0.1, 0.25, 0.6)]
+@pytest.mark.parametrize("seconds", [tiles, smooth])
+@pytest.mark.parametrize("target_s", [0.0, 0.1, 0.25, 0.6])
+def test_long_prompt_in_a_part_of_its_own_gets_on_in_every_second_step(seconds, target_s):
+    counts = Arrival(seconds, target_s, unified=False).prefill_counts()
+    turns = [count > 0 for count in counts]
+    assert all(one != other for one, other in itertools.pairwise(turns))
+    runs = [count for count in counts if count]
+    # One run is what does not fill a tile, the others are not less than the target allows.
+    assert min(sorted(runs[:-1])[1:]) >= (TILE if target_s else READ_TILE)
+    assert sum(runs) == PROMPT
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_long_prompt_takes_fewer_steps_with_a_larger_target(unified):
+    steps = [
+        len(Arrival(smooth, target_s, unified=unified).prefill_counts()) for target_s in (0.1, 0.25, 0.6)
+    ]
     assert steps == sorted(steps, reverse=True)
     assert steps[0] > 2 * steps[2]
 

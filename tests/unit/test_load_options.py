@@ -93,15 +93,20 @@ def test_pool_is_a_context_for_each_sequence_or_what_is_asked():
 @pytest.mark.parametrize(
     ("asked", "can_share_ids", "unified"),
     [
-        (None, True, True),
+        (None, True, False),
         (False, True, False),
         (True, True, True),
         (None, False, False),
         (True, False, False),
     ],
 )
-def test_pool_is_unified_where_the_model_can_and_nobody_forbids_it(asked, can_share_ids, unified):
+def test_pool_is_unified_where_the_model_can_and_somebody_asks_for_it(asked, can_share_ids, unified):
     assert chosen(situation(can_share_ids=can_share_ids), kv_unified=asked).kv_unified is unified
+
+
+@pytest.mark.parametrize(("tokens", "unified"), [(6144, False), (6143, True), (2048, True)])
+def test_pool_too_small_for_a_part_each_is_shared_as_a_whole(tokens, unified):
+    assert chosen(max_sequences=3, kv_cache_tokens=tokens).kv_unified is unified
 
 
 @pytest.mark.parametrize("changes", [{"kv_unified": False}, {}])
@@ -124,7 +129,8 @@ def test_sequence_ids_leave_places_for_prefixes_in_a_unified_pool(sequences, uni
 
 
 def test_batch_always_has_room_for_a_token_of_every_id():
-    assert chosen(batch_tokens=32).batch_tokens == 32 + PROMPT_OUTPUTS
+    assert chosen(batch_tokens=32).batch_tokens == 8 + PROMPT_OUTPUTS
+    assert chosen(batch_tokens=32, kv_unified=True).batch_tokens == 32 + PROMPT_OUTPUTS
     assert chosen(batch_tokens=100).batch_tokens == 100
     assert chosen(max_sequences=MAX_SEQUENCES, batch_tokens=32).batch_tokens == MAX_SEQUENCES + PROMPT_OUTPUTS
 

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bear_grpc.backend.base import Batch, Outcome
-from bear_grpc.engine.cost import TILE, CostModel
+from bear_grpc.engine.cost import TILE as COST_TILE
+from bear_grpc.engine.cost import CostModel
 from bear_grpc.engine.kv import FEWEST_AWAITED, KvCache
 from bear_grpc.engine.scheduler import (
     DECODE_STEPS,
-    EFFICIENT_TOKENS,
     LEAST_TARGET_S,
     LONE_PREFILL_TOKENS,
+    PROMPTS_AT_ONCE,
+    TILE,
     Budget,
     Plan,
     PlanItem,
@@ -66,11 +68,12 @@ class Bench:
         costs: list[StepCost] | None = None,
         unified: bool = True,
         can_cut: bool = True,
+        context: int = CONTEXT,
     ) -> None:
         options = LoadOptions(
             max_sequences=max_sequences,
             batch_tokens=batch_tokens,
-            context_length=CONTEXT,
+            context_length=context,
             kv_unified=unified,
         )
         self.backend = FakeBackend(options, can_cut=can_cut, max_outputs=max_outputs)
@@ -127,6 +130,9 @@ class Histories(RuleBasedStateMachine):
         self.ids = itertools.count()
         self.live: list[Sequence] = []
         self.admitted: list[int] = []
+        # Of parts: plans in a row without what could have been in them, the last by sequence.
+        self.without_prefill = self.without_oldest = 0
+        self.not_decoded: dict[int, int] = {}
 
     @initialize(
         target_s=st.sampled_from([0.0, 0.01, 0.16, 0.3]),
@@ -204,25 +210,52 @@ class Histories(RuleBasedStateMachine):
             assert item.start == item.sequence.num_computed
             assert item.start + item.count <= len(item.sequence.tokens)
         ready = {each.id for each in running if each.phase is Phase.DECODE and each.credit > 0}
-        assert {item.sequence.id for item in decode} == ready
-        self.check_size(len(decode), sum(item.count for item in prefill))
-        self.check_progress(prefill, self.bench.budget.batch_tokens - len(decode))
+        prompts = [
+            each
+            for each in running
+            if each.phase is Phase.PREFILL and each.leader is None and each.credit > 0
+        ]
+        self.check_size(len(ready), len(prompts), sum(item.count for item in prefill))
+        if self.bench.backend.kv.unified:
+            assert {item.sequence.id for item in decode} == ready
+            self.check_progress(prefill, self.bench.budget.batch_tokens - len(decode))
+        else:
+            assert {item.sequence.id for item in decode} == (set() if prefill else ready)
+            self.check_turns(prefill, ready, prompts)
         order = [item.sequence.sequence_id for item in plan.items]
         assert order == sorted(order)
 
-    def check_size(self, decode: int, prefill: int) -> None:
+    def check_size(self, decode: int, prompts: int, prefill: int) -> None:
+        """Of prefill beside so many that decode, in the same step or in steps of their own."""
         budget, cost = self.bench.budget, self.bench.cost
-        assert decode + prefill <= budget.batch_tokens
+        unified = self.bench.backend.kv.unified
+        assert prefill + (decode if unified else 0) <= budget.batch_tokens
         if not decode:
             assert prefill <= LONE_PREFILL_TOKENS
             return
-        target_s = budget.target_s or max(
-            DECODE_STEPS * cost.predict(decode), LEAST_TARGET_S, cost.predict(EFFICIENT_TOKENS)
-        )
-        if self.bench.backend.kv.unified:
-            assert prefill <= TILE - decode % TILE or cost.predict(decode + prefill) <= target_s
+        beside = decode if unified else 0
+        least = COST_TILE - beside % COST_TILE
+        if not budget.target_s:
+            least = max(least, TILE * min(prompts, PROMPTS_AT_ONCE) - beside % TILE)
+        target_s = budget.target_s or max(DECODE_STEPS * cost.predict(decode), LEAST_TARGET_S)
+        if unified:
+            assert prefill <= least or cost.predict(decode + prefill) <= target_s
         else:
-            assert prefill <= TILE or cost.predict(decode) + cost.predict(prefill) <= target_s
+            assert prefill <= least or cost.predict(decode) + cost.predict(prefill) <= target_s
+
+    def check_turns(self, prefill: list[PlanItem], ready: set[int], prompts: list[Sequence]) -> None:
+        """Nobody is left out twice in a row: who decodes, who reads, and of those the oldest."""
+        self.not_decoded = {id: self.not_decoded.get(id, 0) + 1 if prefill else 0 for id in ready}
+        assert max(self.not_decoded.values(), default=0) <= 1
+        self.without_prefill = self.without_prefill + 1 if prompts and not prefill else 0
+        assert self.without_prefill <= 1
+        if prefill:
+            oldest = min(prompts, key=lambda each: each.order)
+            has_oldest = any(item.sequence is oldest for item in prefill)
+            self.without_oldest = 0 if has_oldest else self.without_oldest + 1
+            assert self.without_oldest <= 1
+            # Equal runs of rests that were as long, so that they are computed together.
+            assert len({(item.sequence.num_left, item.count) for item in prefill}) == 1
 
     def check_progress(self, prefill: list[PlanItem], room: int) -> None:
         """The oldest has at least half of the prefill, or all that it needs."""
@@ -406,7 +439,7 @@ def one_decoding(**changes: object) -> Bench:
         (0.26, 47),
         (0.35, 63),
         (9.0, 200),
-        (0.0, 31),  # chosen: what 32 tokens take, 0.19 s
+        (0.0, 63),  # chosen: the larger tile of attention
     ],
 )
 def test_plan_beside_a_decoding_one_prefills_what_the_target_allows(target_s, prefill):
@@ -415,11 +448,11 @@ def test_plan_beside_a_decoding_one_prefills_what_the_target_allows(target_s, pr
     assert shape(made.run()) == [(0, 1, 1), (1, 0, prefill)]
 
 
-@pytest.mark.parametrize(("target_s", "prefill"), [(0.001, 16), (0.23, 32), (0.35, 64)])
-def test_plan_of_a_split_cache_pays_for_both_parts_one_after_the_other(target_s, prefill):
-    made = one_decoding(target_s=target_s, unified=False)
-    made.submit(sequence(1, 200))
-    assert shape(made.run()) == [(0, 1, 1), (1, 0, prefill)]
+@pytest.mark.parametrize(("prompts", "prefill"), [(1, 63), (2, 127), (3, 127)])
+def test_plan_beside_a_decoding_one_prefills_a_tile_for_each_of_two_prompts(prompts, prefill):
+    made = one_decoding(max_sequences=4)
+    made.submit(*(sequence(id, 200) for id in range(1, prompts + 1)))
+    assert sum(count for id, _, count in shape(made.run()) if id) == prefill
 
 
 def test_plan_leaves_out_a_sequence_without_credit_and_keeps_its_slot():
@@ -446,9 +479,101 @@ def test_plan_is_in_the_order_of_the_sequence_ids():
     made.run()
     made.scheduler.end(first, Phase.CANCELLED, keep=False)
     made.submit(sequence(2))
-    plan = made.run()
-    assert [item.sequence.id for item in plan.items] == [2, 1]
-    assert [item.sequence.sequence_id for item in plan.items] == [0, 1]
+    plans = [made.run() for _ in range(3)]
+    assert [shape(plan) for plan in plans[:2]] == [[(1, 4, 1)], [(2, 0, 4)]]
+    assert [item.sequence.id for item in plans[2].items] == [2, 1]
+    assert [item.sequence.sequence_id for item in plans[2].items] == [0, 1]
+
+
+# ---- parts ------------------------------------------------------------------------------------------
+
+
+def one_decoding_in_parts(**changes: object) -> Bench:
+    """The next step is for prefill, if there is any."""
+    made = one_decoding(unified=False, context=2048, **changes)
+    assert shape(made.run()) == [(0, 1, 1)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("target_s", "prefill"),
+    [
+        (0.001, 16),
+        (0.23, 32),  # with what the step of decode takes, 0.22 s
+        (0.35, 64),
+        (1.0, 192),
+        (0.0, 64),
+    ],
+)
+def test_plan_of_parts_pays_for_decode_and_prefill_one_after_the_other(target_s, prefill):
+    made = one_decoding_in_parts(target_s=target_s)
+    made.submit(sequence(1, 10 * TILE))
+    assert shape(made.run()) == [(1, 0, prefill)]
+
+
+def test_plan_of_parts_decodes_and_reads_by_turns():
+    made = one_decoding_in_parts()
+    made.submit(sequence(1, 5 * TILE))
+    counts = [{id: count for id, _, count in shape(made.run())} for _ in range(8)]
+    assert counts == [{1: 64}, {0: 1}] * 4
+
+
+def test_plan_of_parts_with_nothing_to_decode_reads_in_every_step():
+    made = Bench(unified=False)
+    made.submit(sequence(0, 250))
+    assert [shape(made.run()) for _ in range(3)] == [[(0, 0, 122)], [(0, 122, 128)], [(0, 250, 1)]]
+
+
+def test_plan_of_parts_reads_the_oldest_and_the_shortest_rest_by_turns():
+    made = Bench(unified=False)
+    oldest = sequence(0, 250)
+    made.submit(oldest, sequence(1, 100), sequence(2, 90))
+    reads = [read for _ in range(7) for read in shape(made.run()) if read[2] > 1]
+    assert reads == [(0, 0, 122), (2, 0, 90), (0, 122, 128), (1, 0, 100)]
+
+
+def test_plan_of_parts_reads_rests_that_are_as_long_together():
+    made = Bench(unified=False, max_sequences=5)
+    made.submit(sequence(0, 40), sequence(1, 50), sequence(2, 40), sequence(3, 40), sequence(4, 40))
+    assert shape(made.run()) == [(0, 0, 40), (2, 0, 40), (3, 0, 40)]
+
+
+def test_plan_of_parts_oldest_goes_on_while_shorter_prompts_never_stop_coming():
+    made = Bench(batch_tokens=8, costs=COSTS, target_s=0.01, unified=False)
+    made.submit(sequence(0, 100))
+    for id in range(1, 60):
+        made.submit(sequence(id, 6))
+        for item in made.run().items:
+            if item.sequence.id and item.sequence.num_completion:
+                made.scheduler.end(item.sequence, Phase.FINISHED, keep=False)
+        if made.scheduler.running[0].phase is Phase.DECODE:
+            return
+    raise AssertionError("the oldest does not come to its end")
+
+
+@given(length=st.integers(1, 1000), batch_tokens=st.integers(TILE + 1, 300), is_beside=st.booleans())
+def test_plan_of_parts_fills_the_tiles_of_a_lone_prompt_after_its_first_run(length, batch_tokens, is_beside):
+    changes = {"batch_tokens": batch_tokens, "unified": False, "context": 2048}
+    made = one_decoding(**changes) if is_beside else Bench(**changes)
+    made.submit(sequence(1, length))
+    runs: list[int] = []
+    while sum(runs) < length:
+        runs += [item.count for item in made.run().items if item.sequence.id]
+    assert sum(runs) == length
+    assert not any(run % TILE for run in runs[1:])
+
+
+@pytest.mark.parametrize("length", [TILE, TILE + 1, 5 * TILE])
+@pytest.mark.parametrize("changes", [{"batch_tokens": 40}, {"target_s": 0.01}], ids=["batch", "target"])
+def test_plan_of_parts_with_less_than_a_tile_at_once_reads_on(length, changes):
+    made = one_decoding(unified=False, context=2048, **changes)
+    long = sequence(1, length)
+    made.submit(long)
+    for _ in range(length):
+        made.run()
+        if long.phase is Phase.DECODE:
+            return
+    raise AssertionError("the prompt does not come to its end")
 
 
 # ---- fairness ---------------------------------------------------------------------------------------
@@ -557,9 +682,10 @@ def test_follower_of_a_follower_gets_the_longer_prefix():
 def test_chunk_of_a_state_that_cannot_be_cut_ends_where_a_follower_begins():
     made = Bench(can_cut=False)
     made.submit(sequence(0, [1] * 100), sequence(1, [*[1] * 40, 2]), sequence(2, [*[1] * 60, 2]))
-    assert shape(made.run()) == [(0, 0, 40)]
-    assert shape(made.run()) == [(0, 40, 20), (1, 40, 1)]
-    assert (2, 60, 1) in shape(made.run())
+    reads = [read for _ in range(9) for read in shape(made.run()) if read[1] < 100]
+    assert [read for read in reads if read[0] == 0] == [(0, 0, 40), (0, 40, 20), (0, 60, 40)]
+    assert (1, 40, 1) in reads
+    assert (2, 60, 1) in reads
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6))
