@@ -61,7 +61,7 @@ class KvCache:
         self._traits = backend.kv
         self._places = [Place(id) for id in range(backend.kv.sequence_ids)]
         self._share = share_prefixes
-        self.snapshots = Snapshots(backend.kv.snapshot_bytes)
+        self.snapshots = Snapshots(backend.kv.snapshot_bytes, can_cut=backend.kv.can_cut)
         self._now = 0
         self._surely_free = 0
 

@@ -26,8 +26,10 @@ class Snapshot:
 class Snapshots:
     """Snapshots within a bound of bytes; the one used longest ago goes first."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, *, can_cut: bool = True) -> None:
+        """Without `can_cut` a snapshot serves only what goes on from all of it."""
         self._most_bytes = most_bytes
+        self._can_cut = can_cut
         # In the order of use.
         self._kept: dict[Snapshot, None] = {}
         self.bytes = 0
@@ -38,7 +40,7 @@ class Snapshots:
         if len(snapshot.data) > self._most_bytes:
             return
         size = len(snapshot.tokens)
-        for other in list(self._kept):
+        for other in list(self._kept) if self._can_cut else ():
             count = len(other.tokens)
             if other.scope == snapshot.scope and count <= size and other.tokens == snapshot.tokens[:count]:
                 self._drop(other)
@@ -50,7 +52,7 @@ class Snapshots:
 
     def has(self, tokens: list[int], scope: str) -> bool:
         """Whether one begins with these tokens: another would be of no more use."""
-        count = len(tokens)
+        count = len(tokens) if self._can_cut else None
         return any(one.scope == scope and one.tokens[:count] == tokens for one in self._kept)
 
     def find(self, tokens: list[int], scope: str, most: int) -> tuple[Snapshot | None, int]:
@@ -59,7 +61,7 @@ class Snapshots:
         for one in self._kept:
             if one.scope == scope:
                 length = common_length(tokens, one.tokens, most)
-                if length > best[1]:
+                if length > best[1] and (self._can_cut or length == len(one.tokens)):
                     best = one, length
         return best
 

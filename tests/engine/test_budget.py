@@ -64,8 +64,11 @@ class Arrival:
         self.arrived = len(harness.steps)
         self.sizes = len(harness.backend.batches)
         harness.submit(4, [7] * PROMPT, max_tokens=2)
-        while not harness.endings(4):
+        for _ in range(PROMPT):
             harness.step()
+            if harness.endings(4):
+                return
+        raise AssertionError("the prompt does not come to its end")
 
     def gap_s(self) -> float:
         """The longest time between two tokens of a running stream while the prompt was read."""

@@ -353,7 +353,6 @@ def test_snapshot_of_a_state_that_cannot_be_cut_is_taken_whole():
     assert kv.fill(sequence([*range(20), 99])) == 20
 
 
-@pytest.mark.xfail(strict=True, reason="it is found by its common beginning, restored and thrown away")
 def test_snapshot_that_cannot_be_cut_hides_no_prefix_that_can_be_taken():
     made = parts(can_cut=False)
     kv = KvCache(made)
