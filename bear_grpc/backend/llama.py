@@ -287,10 +287,12 @@ class LlamaBackend:
             lib.llama_set_n_threads(self._context, threads, threads)
 
     def abort(self) -> None:
+        native_log.is_aborting = True
         self._abort_flag[0] = b"\x01"
 
     def clear_abort(self) -> None:
         self._abort_flag[0] = b"\x00"
+        native_log.is_aborting = False
 
     def close(self) -> None:
         lib.llama_free(self._context)

@@ -30,6 +30,8 @@ class NativeLog:
     def __init__(self) -> None:
         self.errors: collections.deque[str] = collections.deque(maxlen=20)
         self._level = _LOG_ERROR
+        # While a computation is being aborted on purpose, its failure is no news.
+        self.is_aborting = False
         # The callback object must live as long as the process.
         self._callback = lib.llama_log_callback(self._take)
 
@@ -38,7 +40,7 @@ class NativeLog:
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         self._level = level if level != _LOG_CONT else self._level
-        if _EXPECTED in text:
+        if _EXPECTED in text or self.is_aborting:
             return
         if self._level in (_LOG_WARN, _LOG_ERROR):
             os.write(2, text)

@@ -19,6 +19,8 @@ NAME = "cancel"
 LONG = 1500
 CONTEXT = 2048
 PREFILL_LIMIT_MS = 300.0
+# The first one may be half a character, which is no text yet.
+WAITING_TOKENS = 4
 # The waiting request comes so long before the cancel at least.
 LEAD_S = 0.05
 
@@ -75,7 +77,7 @@ def in_decode(model: str, prompts: Prompts, count: int) -> list[Ask]:
         asks.append(
             Ask(prompts.take(2), 200, model, after=after, cancel_tokens=pieces, cancel_s=LEAD_S + moment)
         )
-        asks.append(Ask(prompts.take(2), 1, model, after=[index], after_tokens=pieces))
+        asks.append(Ask(prompts.take(2), WAITING_TOKENS, model, after=[index], after_tokens=pieces))
     return asks
 
 
@@ -86,7 +88,7 @@ def in_prefill(model: str, prompts: Prompts, count: int, latest_s: float) -> lis
         after = [index - 1] if index else []
         moment = prompts.between(2 * LEAD_S, latest_s)
         asks.append(Ask(prompts.take(LONG), 8, model, after=after, cancel_s=moment))
-        asks.append(Ask(prompts.take(2), 1, model, after=after, delay_s=LEAD_S))
+        asks.append(Ask(prompts.take(2), WAITING_TOKENS, model, after=after, delay_s=LEAD_S))
     return asks
 
 

@@ -14,8 +14,8 @@ def snapshot(tokens: list[int], *, scope: str = "", size: int = 10) -> Snapshot:
     return Snapshot(tokens, scope, bytes(size))
 
 
-def filled(*kept: Snapshot, most_bytes: int = MANY) -> Snapshots:
-    made = Snapshots(most_bytes)
+def filled(*kept: Snapshot, most_bytes: int = MANY, can_cut: bool = True) -> Snapshots:
+    made = Snapshots(most_bytes, can_cut=can_cut)
     for each in kept:
         made.add(each)
     return made
@@ -75,3 +75,20 @@ def test_add_keeps_no_more_than_can_be_looked_through(monkeypatch):
     made = filled(*(snapshot([token]) for token in (1, 2, 3)))
     assert [made.has([token], "") for token in (1, 2, 3)] == [False, True, True]
     assert (made.tokens, made.bytes) == (2, 20)
+
+
+# ---- states that cannot be cut ----------------------------------------------------------------------
+
+
+def test_find_of_states_that_cannot_be_cut_gives_only_one_that_is_taken_whole():
+    short, long = snapshot([1, 2]), snapshot([1, 2, 3, 4])
+    made = filled(short, long, can_cut=False)
+    assert made.find([1, 2, 3, 9], "", 4) == (short, 2)
+    assert made.find([1, 2, 3, 4, 5], "", 5) == (long, 4)
+    assert made.find([1, 2, 3, 4], "", 1) == (None, 0)
+
+
+def test_has_of_states_that_cannot_be_cut_is_true_of_the_same_tokens_only():
+    made = filled(snapshot([1, 2, 3]), can_cut=False)
+    assert made.has([1, 2, 3], "")
+    assert not made.has([1, 2], "")
