@@ -5,6 +5,7 @@ Log, versions and devices are here; what a model can do is in the other modules.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import ctypes
 import os
@@ -37,6 +38,8 @@ class NativeLog:
 
     def install(self) -> None:
         lib.llama_log_set(self._callback, None)
+        # llama.cpp may still have something to say when the interpreter is gone.
+        atexit.register(lib.llama_log_set, lib.llama_log_callback(0), None)
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         self._level = level if level != _LOG_CONT else self._level
