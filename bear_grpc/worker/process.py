@@ -29,6 +29,7 @@ from ..protocol import (
     ToWorker,
 )
 from ..types import LoadStage
+from .exits import EXIT_STUCK
 from .io import Connection
 from .opening import BackendFactory
 from .owner import Owner
@@ -37,7 +38,6 @@ from .text import Preparer, TextThread
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-EXIT_STUCK = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
@@ -66,7 +66,11 @@ class Worker:
 
     def run(self) -> None:
         """Returns when the server has closed the socket, or said Stop and all is sent."""
-        self._connection.run(self._take, self._tick, TICK_S)
+        try:
+            self._connection.run(self._take, self._tick, TICK_S)
+        finally:
+            if self._text is not None:
+                self._text.close()
 
     def _take(self, frame: ToWorker) -> None:
         match frame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import logging
+import os
 import re
 import secrets
 import threading
@@ -30,6 +31,7 @@ from ..params import (
     TokensInput,
 )
 from ..protocol import Ended, Frame, Step, Submit, TextJob, TextResult
+from .exits import EXIT_BROKEN
 from .limits import Limits
 from .template import ChatTemplate
 
@@ -223,6 +225,7 @@ class TextThread(threading.Thread):
         # When the present job began. Who pops it decides: the job has ended, or is interrupted.
         self._began: list[float] = []
         self._interrupted_s: float | None = None
+        self._closing = False
 
     def launch(self) -> None:
         """Starts the thread with a big stack."""
@@ -261,12 +264,24 @@ class TextThread(threading.Thread):
         since = self._interrupted_s
         return since is not None and time.monotonic() - since >= STUCK_S
 
+    def close(self) -> None:
+        """Any thread: ends the thread after the job that it is at."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
     def run(self) -> None:
-        if not self._wait_for_job(IDLE_S):
-            # Neither the load nor the request that caused it had to wait for this.
-            self._preparer.warm_up_constraints()
-        while True:
-            self._wait_for_job(None)
+        try:
+            self._serve()
+        except BaseException:
+            # Native code has panicked, or this one is wrong: nobody would be served any more.
+            log.exception("the text thread failed")
+            os._exit(EXIT_BROKEN)
+
+    def _serve(self) -> None:
+        if not self._wait_for_job(IDLE_S) and not self._closing:
+            self._warm_up()
+        while self._wait_for_job(None):
             with self._changed:
                 job = self._jobs.popleft()
             result = self._guarded(job)
@@ -277,9 +292,18 @@ class TextThread(threading.Thread):
             elif isinstance(result, ErrorRecord):
                 self._post(TextResult(job.id, error=result))
 
+    def _warm_up(self) -> None:
+        """Neither the load nor the request that caused it has to wait for this."""
+        try:
+            self._preparer.warm_up_constraints()
+        except Exception:
+            log.exception("constraints cannot be used with this vocabulary")
+
     def _wait_for_job(self, timeout_s: float | None) -> bool:
+        """Whether there is a job; False when the time has passed, or the thread is to end."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._jobs), timeout_s)
+            self._changed.wait_for(lambda: bool(self._jobs) or self._closing, timeout_s)
+            return bool(self._jobs) and not self._closing
 
     def _guarded(self, job: Submit | TextJob) -> list[Sequence] | TextResult | ErrorRecord:
         """The job's result, or the error that it ended with."""

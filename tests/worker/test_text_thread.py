@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bear_grpc.backend.base import Matcher
 from bear_grpc.engine.sequence import Sequence
 from bear_grpc.params import (
     ChatInput,
@@ -20,6 +21,8 @@ from bear_grpc.params import (
 )
 from bear_grpc.protocol import Ended, Frame, Step, Submit, TextJob, TextResult
 from bear_grpc.testing import FakeVocabulary
+from bear_grpc.worker import text
+from bear_grpc.worker.exits import EXIT_BROKEN
 from bear_grpc.worker.text import Preparer, TextThread
 
 WAIT_S = 20
@@ -55,6 +58,13 @@ class Bench:
         )
         self.thread.launch()
 
+    def end(self) -> None:
+        """Native code that a thread is in at the end of the process would take the process with it."""
+        self.vocabulary.gate.set()
+        self.thread.close()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+
     def next(self) -> Frame | Sequence:
         return self.out.get(timeout=WAIT_S)
 
@@ -63,13 +73,15 @@ class Bench:
 def bench() -> Iterator[Bench]:
     made = Bench(GatedVocabulary(), limit_s=1000.0)
     yield made
-    made.vocabulary.gate.set()
+    made.end()
 
 
 @pytest.fixture
-def endless() -> Bench:
+def endless() -> Iterator[Bench]:
     """Every chat runs for ever, and is overdue at once."""
-    return Bench(GatedVocabulary(template=ENDLESS), limit_s=0.0)
+    made = Bench(GatedVocabulary(template=ENDLESS), limit_s=0.0)
+    yield made
+    made.end()
 
 
 def submit(id: int, text: str = "hello") -> Submit:
@@ -313,6 +325,8 @@ def test_interrupt_decided_before_and_sent_after_the_end_of_a_job_is_waited_for(
     assert out.get(timeout=WAIT_S).error.reason == "INVALID_FIELD"
     thread.put(submit(2))
     assert out.get(timeout=WAIT_S).id == 2
+    thread.close()
+    thread.join(WAIT_S)
 
 
 def test_interrupt_without_a_job_does_nothing(endless):
@@ -327,3 +341,43 @@ def test_interrupt_of_a_job_within_its_time_does_nothing(bench):
     bench.thread.interrupt_overdue()
     bench.vocabulary.gate.set()
     assert isinstance(bench.next(), Sequence)
+
+
+class BrokenConstraints(GatedVocabulary):
+    """Its constraints fail, as an error or as a panic of native code."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error, self.tried = error, threading.Event()
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        self.tried.set()
+        raise self.error
+
+
+def test_warm_up_that_fails_leaves_the_thread_serving(monkeypatch):
+    monkeypatch.setattr(text, "IDLE_S", 0.0)
+    vocabulary = BrokenConstraints(FAILING)
+    made = Bench(vocabulary, limit_s=1000.0)
+    assert vocabulary.tried.wait(WAIT_S)
+    made.thread.put(submit(1))
+    assert made.next().id == 1
+    made.end()
+
+
+def test_panic_of_native_code_ends_the_process_and_leaves_nobody_waiting(monkeypatch):
+    """A thread that died quietly would let every later request wait for ever."""
+    codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+    monkeypatch.setattr(text.os, "_exit", codes.put)
+    made = Bench(BrokenConstraints(BaseException("panic")), limit_s=1000.0)
+    asked = Constraint(ConstraintKind.REGEX, "a")
+    made.thread.put(Submit(1, PromptInput("x"), SamplingParams(), StopParams(), 0.0, constraint=asked))
+    assert codes.get(timeout=WAIT_S) == EXIT_BROKEN
+    made.end()
+
+
+def test_close_ends_an_idle_thread_without_a_warm_up():
+    vocabulary = BrokenConstraints(FAILING)
+    made = Bench(vocabulary, limit_s=1000.0)
+    made.end()
+    assert not vocabulary.tried.is_set()
