@@ -159,11 +159,18 @@ class StepCost(msgspec.Struct, frozen=True):
 
 
 class CostTable(msgspec.Struct, frozen=True):
-    """Measured step times of one model on one machine, ascending by tokens."""
+    """Step times of one model on one machine, ascending by tokens.
+
+    `options` names the load options that were asked for and change them. `costs`
+    are as real steps have refined them, `measured` as the first load has found
+    them: two tables are only compared by the latter, as work differs.
+    """
 
     repack: bool
     threads: int
     costs: list[StepCost]
+    options: str = ""
+    measured: list[StepCost] = []
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -40,7 +40,13 @@ class Side:
 
 @contextlib.contextmanager
 def ours(
-    plan: Plan, model: str, *, sequences: int | None = None, context: int | None = None
+    plan: Plan,
+    model: str,
+    *,
+    sequences: int | None = None,
+    context: int | None = None,
+    name: str = "",
+    **options: bool,
 ) -> Iterator[Side]:
     """Our server with the model, all else at its default: what it measures at a load included."""
     file = models.get(model)
@@ -49,9 +55,9 @@ def ours(
         with Client(server.target) as client:
             servers.register(client, model, file)
             plan.settle()
-            client.load_model(model, max_sequences=sequences, context_length=context)
+            client.load_model(model, max_sequences=sequences, context_length=context, **options)
             repack = client.get_model_status(model).status.effective_options.repack
-        yield Side("", server.target, model, repack)
+        yield Side(name, server.target, model, repack)
 
 
 @contextlib.contextmanager
@@ -86,9 +92,13 @@ def all_sides(
         if plain:
             without = theirs(model, sequences=sequences, context=context, repack=False)
             sides.append(opened.enter_context(without))
-        for side in sides:
-            crowd.play(side.target, [Ask(Prompts(0).take(32), WARM_UP_TOKENS, side.model)])
+        warm_up(sides)
         yield sides
+
+
+def warm_up(sides: Sequence[Side]) -> None:
+    for side in sides:
+        crowd.play(side.target, [Ask(Prompts(0).take(32), WARM_UP_TOKENS, side.model)])
 
 
 def in_turn(

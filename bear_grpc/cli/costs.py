@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def show_costs(model: Model) -> None:
     """A line for each step size, a column for each table; `*` is the one in use."""
-    tables = sorted(model.cost_tables, key=lambda table: (table.threads, table.repack))
-    several = len({table.threads for table in tables}) > 1
+    tables = sorted(model.cost_tables, key=lambda table: (table.options, table.threads, table.repack))
+    several = len({(table.options, table.threads) for table in tables}) > 1
     times = [{cost.token_count: cost.seconds for cost in table.costs} for table in tables]
-    columns = [_title(model, table, several) for table in tables]
+    columns = [_title(model, table, with_others=several) for table in tables]
     output.table(
         ("STEP TOKENS", *columns),
         (
@@ -26,13 +26,14 @@ def show_costs(model: Model) -> None:
     )
 
 
-def _title(model: Model, table: CostTable, with_threads: bool) -> str:
+def _title(model: Model, table: CostTable, *, with_others: bool) -> str:
     name = "MS REPACKED" if table.repack else "MS PLAIN"
-    if with_threads:
+    if with_others:
         name += f", {table.threads} THREAD" + ("S" if table.threads > 1 else "")
+        name += f", {table.options}" if table.options else ""
+    if not model.status.HasField("effective_options"):
+        return name
     options = model.status.effective_options
-    in_use = model.status.HasField("effective_options") and (options.repack, options.threads) == (
-        table.repack,
-        table.threads,
-    )
-    return f"{name} *" if in_use else name
+    may_be = [t for t in model.cost_tables if (t.repack, t.threads) == (options.repack, options.threads)]
+    # Of several for other options it cannot be told which one is used.
+    return f"{name} *" if may_be == [table] else name

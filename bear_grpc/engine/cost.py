@@ -10,14 +10,14 @@ import bisect
 from collections.abc import Callable, Iterable, Sequence
 
 from ..backend.base import Backend, Batch, Outcome
-from ..types import CostTable, StepCost
+from ..types import StepCost
 
 # What is kept; a step counts for the next size from it on, as kernels round up to their tiles.
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 TILE = 16
 # What a load measures where nothing is known. The last one decides on repacked weights.
 FIRST_SIZES = (1, 2, 16, 64)
-REPEATS = 3
+REPEATS, ENOUGH_S = 3, 0.25
 # A slow step may be a neighbour's fault, a fast one is none.
 SLOWER_WEIGHT, FASTER_WEIGHT = 0.1, 0.3
 
@@ -68,15 +68,15 @@ class CostModel:
                 best = size - beside
         return best
 
-    def table(self, *, repack: bool, threads: int) -> CostTable:
-        """All that is known, as data."""
-        return CostTable(repack, threads, [StepCost(size, self._seconds[size]) for size in self._sizes])
+    def known(self) -> list[StepCost]:
+        """All that is known, ascending by tokens."""
+        return [StepCost(size, self._seconds[size]) for size in self._sizes]
 
 
 def measure(
     backend: Backend, clock: Callable[[], float], sizes: Sequence[int] = FIRST_SIZES
 ) -> list[StepCost]:
-    """Times steps on the empty sequence 0 and leaves it empty. Takes the best of a few.
+    """Times steps on the empty sequence 0 and leaves it empty. Takes the best of a few, fewer of long ones.
 
     Sizes that the backend does not take are left out.
     """
@@ -85,8 +85,8 @@ def measure(
     batch = Batch(most)
     costs: list[StepCost] = []
     for size in (size for size in sizes if size <= most):
-        times = []
-        for _ in range(REPEATS):
+        times: list[float] = []
+        while len(times) < REPEATS and sum(times) < ENOUGH_S:
             batch.clear()
             batch.extend(0, 0, [1 % backend.vocabulary.size] * size, True)
             began = clock()

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Items
 from ..backend.base import Backend, Batch, Outcome
 from ..errors import BackendError, BearError, SlowConsumer
 from ..protocol import Ended, Prefilled, SequenceEvent, Started, Step
-from ..types import CostTable, EngineStats, FinishReason
+from ..types import EngineStats, FinishReason, StepCost
 from . import sampling
 from .cost import CostModel
 from .delivery import Delivery, Ending
@@ -93,9 +93,9 @@ class Engine:
         began = self._step_began_s
         return 0.0 if began is None else self._clock() - began
 
-    def cost_table(self) -> CostTable:
+    def costs(self) -> list[StepCost]:
         """Step times as they are known now, with all threads."""
-        return self._costs.table(repack=self._backend.options.repack is True, threads=self._full_threads)
+        return self._costs.known()
 
     def set_threads(self, threads: int) -> None:
         """CPU threads from the next step on; what other models leave."""

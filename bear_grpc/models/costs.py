@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..types import CostTable
+from ..types import CostTable, StepCost
 from .files import write_whole
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,12 @@ class CostStore:
 
 def is_sound(table: CostTable) -> bool:
     """Whether a table has times of ascending step sizes."""
-    sizes = [cost.tokens for cost in table.costs]
-    times = [cost.seconds for cost in table.costs]
-    ascending = all(small < large for small, large in pairwise([0, *sizes]))
-    return ascending and table.threads > 0 and all(math.isfinite(time) and time > 0 for time in times)
+    return table.threads > 0 and _are_sound(table.costs) and _are_sound(table.measured)
+
+
+def _are_sound(costs: Sequence[StepCost]) -> bool:
+    ascending = all(small < large for small, large in pairwise([0, *(cost.tokens for cost in costs)]))
+    return ascending and all(math.isfinite(cost.seconds) and cost.seconds > 0 for cost in costs)
 
 
 def describe_machine() -> str:

@@ -212,7 +212,7 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
 
 def cost_table_to_proto(table: CostTable) -> pb.CostTable:
     costs = [pb.StepCost(token_count=cost.tokens, seconds=cost.seconds) for cost in table.costs]
-    return pb.CostTable(repack=table.repack, threads=table.threads, costs=costs)
+    return pb.CostTable(repack=table.repack, threads=table.threads, costs=costs, options=table.options)
 
 
 def model_to_proto(entry: ModelEntry) -> pb.Model:

@@ -380,10 +380,15 @@ class CostTable(_message.Message):
     REPACK_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     repack: _builtins.bool
     """For weights loaded so."""
     threads: _builtins.int
     """CPU threads."""
+    options: _builtins.str
+    """Load options that were asked for and change them, as `name=value`; empty:
+    none.
+    """
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepCost]:
         """By number of tokens, ascending. Refined by every step that runs."""
@@ -394,10 +399,11 @@ class CostTable(_message.Message):
         repack: _builtins.bool = ...,
         threads: _builtins.int = ...,
         costs: _abc.Iterable[Global___StepCost] | None = ...,
+        options: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "options", b"options", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

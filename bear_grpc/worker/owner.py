@@ -15,12 +15,12 @@ from ..engine.engine import Engine, EngineSettings
 from ..engine.sequence import Sequence
 from ..errors import BearError
 from ..protocol import Cancel, Costs, Credit, Failed, Frame, Load, Share
-from ..types import CostTable
-from .opening import BackendFactory, known, open_measured
+from ..types import CostTable, StepCost
+from .exits import EXIT_BROKEN
+from .opening import BackendFactory, known, open_measured, refined
 
 log = logging.getLogger(__name__)
 
-EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
 COSTS_INTERVAL_S = 60.0
 
 Command = Sequence | Cancel | Credit | Share
@@ -47,7 +47,7 @@ class Owner(threading.Thread):
         self._changed = threading.Condition()
         self._commands: collections.deque[Command] = collections.deque()
         self._costs_due_s = time.monotonic() + COSTS_INTERVAL_S
-        self._told_costs: CostTable | None = None
+        self._tables: list[CostTable] = []
 
     def put(self, command: Command) -> None:
         """Any thread: takes a command; it is served between two steps."""
@@ -71,7 +71,9 @@ class Owner(threading.Thread):
             self._post(Failed(exc.to_record()))
             self._on_failed()
             return
-        engine = self._make_engine(backend, tables)
+        self._tables = tables
+        table = known(tables, self._load, backend.options)
+        engine = self._make_engine(backend, table)
         self._on_ready(backend, engine)
         self._post(Costs(tables))
         worked = False
@@ -79,11 +81,10 @@ class Owner(threading.Thread):
             for command in self._take(engine, wait=not worked):
                 self._apply(command, backend, engine)
             worked = engine.step()
-            if not worked or time.monotonic() >= self._costs_due_s:
-                self._tell_costs(engine)
+            if table is not None and time.monotonic() >= self._costs_due_s:
+                self._tell_costs(table, engine.costs())
 
-    def _make_engine(self, backend: Backend, tables: list[CostTable]) -> Engine:
-        table = known(tables, backend.options)
+    def _make_engine(self, backend: Backend, table: CostTable | None) -> Engine:
         return Engine(
             backend,
             clock=time.monotonic,
@@ -94,15 +95,13 @@ class Owner(threading.Thread):
             costs=CostModel(() if table is None else table.costs),
         )
 
-    def _tell_costs(self, engine: Engine) -> None:
-        """Now and then, and only what has changed: they are for the next load."""
-        if time.monotonic() < self._costs_due_s:
-            return
+    def _tell_costs(self, table: CostTable, costs: list[StepCost]) -> None:
+        """Now and then, and only if something has changed: they are for the next load."""
         self._costs_due_s = time.monotonic() + COSTS_INTERVAL_S
-        table = engine.cost_table()
-        if table != self._told_costs:
-            self._told_costs = table
-            self._post(Costs([table]))
+        newer = refined(self._tables, table, costs)
+        if newer != self._tables:
+            self._tables = newer
+            self._post(Costs(newer))
 
     def _take(self, engine: Engine, *, wait: bool) -> list[Command]:
         """All commands that have come; sleeps for one if there is nothing to compute."""

@@ -186,15 +186,14 @@ def test_step_times_are_learnt_from_real_steps_with_all_threads_only():
     harness = Harness(batch_tokens=64, seconds_per_step=lambda tokens: 0.5, options=LoadOptions(threads=4))
     harness.submit(1, "x" * 16, max_tokens=3)
     harness.step()
-    table = harness.engine.cost_table()
-    assert [(cost.tokens, cost.seconds) for cost in table.costs] == [(16, pytest.approx(0.5))]
-    assert table.threads == 4
+    costs = harness.engine.costs()
+    assert [(cost.tokens, cost.seconds) for cost in costs] == [(16, pytest.approx(0.5))]
     harness.engine.set_threads(2)
     harness.step()
-    assert harness.engine.cost_table() == table
+    assert harness.engine.costs() == costs
     harness.engine.set_threads(4)
     harness.step()
-    assert [cost.tokens for cost in harness.engine.cost_table().costs] == [1, 16]
+    assert [cost.tokens for cost in harness.engine.costs()] == [1, 16]
     assert harness.backend.threads == 4
 
 
@@ -203,7 +202,7 @@ def test_step_that_fails_or_is_aborted_teaches_nothing():
     harness.submit(1, "x" * 16, max_tokens=3)
     harness.backend.fail_next(Outcome.ABORTED, Outcome.NO_KV_ROOM, Outcome.DONE, Outcome.FAILED)
     harness.step()
-    assert harness.engine.cost_table().costs == []
+    assert harness.engine.costs() == []
 
 
 # ---- statistics -------------------------------------------------------------------------------------

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Outcome
-from bear_grpc.engine.cost import FIRST_SIZES, REPEATS, SIZES, TILE, CostModel, measure, repacked_is_better
+from bear_grpc.engine.cost import (
+    ENOUGH_S,
+    FIRST_SIZES,
+    REPEATS,
+    SIZES,
+    TILE,
+    CostModel,
+    measure,
+    repacked_is_better,
+)
 from bear_grpc.testing import FakeBackend, FakeClock
 from bear_grpc.types import CostTable, LoadOptions, StepCost
 
@@ -101,7 +110,7 @@ def test_learn_moves_towards_the_new_time_and_faster_to_a_shorter_one(seconds, w
 def test_learn_counts_a_step_for_the_next_size():
     made = CostModel(PLAIN)
     made.learn(25, 0.2)
-    assert [cost.tokens for cost in made.table(repack=False, threads=1).costs] == [1, 16, 32, 64]
+    assert [cost.tokens for cost in made.known()] == [1, 16, 32, 64]
 
 
 def test_learn_of_more_than_the_largest_size_counts_for_that():
@@ -116,18 +125,18 @@ def test_learn_stays_within_what_was_seen(times):
     for tokens, seconds in times:
         made.learn(tokens, seconds)
     seen = [seconds for _, seconds in times]
-    for cost in made.table(repack=False, threads=1).costs:
+    for cost in made.known():
         assert min(seen) * (1 - 1e-9) <= cost.seconds <= max(seen) * (1 + 1e-9)
 
 
 @given(made=models())
 def test_table_comes_back_through_json_as_the_same_model(made):
-    table = made.table(repack=True, threads=3)
+    table = CostTable(True, 3, made.known(), "kv_unified=True", made.known())
     again = msgspec.json.decode(msgspec.json.encode(table), type=CostTable)
     assert again == table
     assert (again.repack, again.threads) == (True, 3)
     assert [cost.tokens for cost in again.costs] == sorted(cost.tokens for cost in again.costs)
-    assert CostModel(again.costs).table(repack=True, threads=3) == table
+    assert CostModel(again.costs).known() == table.costs
 
 
 # ---- measuring --------------------------------------------------------------------------------------
@@ -158,8 +167,15 @@ def test_measure_times_the_first_sizes_and_leaves_the_backend_empty():
 def test_measure_takes_the_best_of_a_few():
     clock = FakeClock()
     assert REPEATS == 3
-    [cost] = measure(Slow(clock, [0.5, 0.2, 0.3]), clock, [4])
-    assert cost.seconds == pytest.approx(0.2)
+    [cost] = measure(Slow(clock, [0.05, 0.02, 0.03]), clock, [4])
+    assert cost.seconds == pytest.approx(0.02)
+
+
+def test_measure_repeats_a_long_step_only_until_it_has_taken_enough():
+    clock = FakeClock()
+    backend = Slow(clock, [ENOUGH_S * 2, 0.01])
+    [cost] = measure(backend, clock, [4])
+    assert cost.seconds == pytest.approx(ENOUGH_S * 2)
 
 
 @pytest.mark.parametrize("options", [{"batch_tokens": 16}, {"context_length": 16}])

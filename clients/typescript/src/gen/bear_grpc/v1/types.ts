@@ -172,9 +172,9 @@ export interface LoadOptions {
     | undefined;
   /**
    * Whether all sequences share one KV pool: prefixes are shared in place and
-   * reading prompts beside running streams is cheaper, but attention costs
-   * grow with all that the pool holds. False: a part of its own for each
-   * sequence. Default: true.
+   * a context takes room only as it grows, but attention runs over all that
+   * the pool holds. False: a part of its own for each sequence. Default:
+   * false, or true when `kv_cache_tokens` is less than a context for each.
    */
   kvUnified?: boolean | undefined;
 }
@@ -195,6 +195,11 @@ export interface CostTable {
   threads: number;
   /** By number of tokens, ascending. Refined by every step that runs. */
   costs: StepCost[];
+  /**
+   * Load options that were asked for and change them, as `name=value`; empty:
+   * none.
+   */
+  options: string;
 }
 
 /** Values that a request may leave unset, as this model has them. */
@@ -718,7 +723,7 @@ export const StepCost: MessageFns<StepCost> = {
 };
 
 function createBaseCostTable(): CostTable {
-  return { repack: false, threads: 0, costs: [] };
+  return { repack: false, threads: 0, costs: [], options: "" };
 }
 
 export const CostTable: MessageFns<CostTable> = {
@@ -731,6 +736,9 @@ export const CostTable: MessageFns<CostTable> = {
     }
     for (const v of message.costs) {
       StepCost.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.options !== "") {
+      writer.uint32(34).string(message.options);
     }
     return writer;
   },
@@ -772,6 +780,14 @@ export const CostTable: MessageFns<CostTable> = {
             message.costs.push(StepCost.decode(reader, reader.uint32()));
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.options = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -792,6 +808,7 @@ export const CostTable: MessageFns<CostTable> = {
     message.repack = object.repack ?? false;
     message.threads = object.threads ?? 0;
     message.costs = object.costs?.map((e) => StepCost.fromPartial(e)) || [];
+    message.options = object.options ?? "";
     return message;
   },
 };
