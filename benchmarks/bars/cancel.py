@@ -19,7 +19,7 @@ NAME = "cancel"
 LONG = 1500
 CONTEXT = 2048
 PREFILL_LIMIT_MS = 300.0
-# The first one may be half a character, which is no text yet.
+# The first one may have no text.
 WAITING_TOKENS = 4
 # The waiting request comes so long before the cancel at least.
 LEAD_S = 0.05
@@ -40,12 +40,12 @@ def run(plan: Plan) -> Iterator[Result]:
     latest_s = plan.count(3000, 250) / 1000
 
     def decode(side: Side, prompts: Prompts) -> Figures:
-        return figures_of(crowd.play(side.target, in_decode(side.model, prompts, decodes)))
+        return figures_of(_play(side, in_decode(side.model, prompts, decodes)))
 
     def prefill(side: Side, prompts: Prompts) -> Figures:
         # A cancel may take the peer the whole prompt.
         count = prefills if side.is_ours else prefills // 4
-        return figures_of(crowd.play(side.target, in_prefill(side.model, prompts, count, latest_s)))
+        return figures_of(_play(side, in_prefill(side.model, prompts, count, latest_s)))
 
     with sides.all_sides(plan, model, sequences=1, context=CONTEXT) as opened:
         decoding = sides.in_turn(plan, f"{NAME}, decode", opened, 1, decode)
@@ -66,6 +66,10 @@ def run(plan: Plan) -> Iterator[Result]:
     limit = at_most(p99, PREFILL_LIMIT_MS)
     yield Row(NAME, "in prefill: slot free, p99", "ms", p99, limit=limit, notes=note)
     yield Row(NAME, "in prefill: next first token", "ms", Series(own.first), PEER, Series(peer.first))
+
+
+def _play(side: Side, asks: list[Ask]) -> list[Answer]:
+    return crowd.play(side.target, asks, may_be_silent=True)
 
 
 def in_decode(model: str, prompts: Prompts, count: int) -> list[Ask]:
@@ -97,6 +101,8 @@ def figures_of(answers: list[Answer]) -> Figures:
     for stopped, next_ in zip(answers[::2], answers[1::2], strict=True):
         if (at := stopped.cancelled_s) is None:
             continue  # it had ended before
+        if not next_.times:
+            continue  # it wrote no text: nothing tells when it began
         first.append((next_.times[0] - at) * 1000)
         slot.append(((next_.started_s or next_.times[0]) - at) * 1000)
         if len(stopped.times) > 1:

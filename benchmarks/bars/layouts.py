@@ -1,7 +1,7 @@
 """The KV cache in parts against one pool: what each costs where sequences meet. Ours against ours.
 
-A part for each sequence is the default; the pool is what `--kv-unified` gives. Both with plain weights, so that
-nothing else differs.
+A part for each sequence is the default; the pool is what `--kv-unified` gives. Both have plain weights,
+so that nothing else differs.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tools.progress import status
 NAME = "tiles"
 MODEL = "tinyllama"
 LOOK_BACK = (0, 1400)
-ROWS = (1, 16, 32, 63, 64, 128)
+ROWS = (1, 2, 16, 32, 63, 64, 128)
 COPIED = 768
 REPEATS = 3
 
@@ -64,6 +64,7 @@ def main() -> int:
 
     found: dict[str, list[float]] = {}
     for look_back in LOOK_BACK:
+        backend.kv_remove(0, 0)
         for start in range(0, look_back, 100):
             step(start, 100)
         for rows in ROWS:
