@@ -14,7 +14,8 @@ from ..types import StepCost
 
 # What is kept; a step counts for the next size from it on, as kernels round up to their tiles.
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
-TILE = 16
+# Rows that matrix kernels compute together.
+KERNEL_ROWS = 16
 # What a load measures where nothing is known. The last one decides on repacked weights.
 FIRST_SIZES = (1, 2, 16, 64)
 REPEATS, ENOUGH_S = 3, 0.25
@@ -62,7 +63,7 @@ class CostModel:
         """
         if self.predict(beside + most) <= target_s:
             return most
-        best = min(most, TILE - beside % TILE)
+        best = min(most, KERNEL_ROWS - beside % KERNEL_ROWS)
         for size in SIZES:
             if best < size - beside <= most and self.predict(size) <= target_s:
                 best = size - beside

@@ -16,8 +16,8 @@ LONE_PREFILL_TOKENS = 128
 # While streams decode, a step takes at most the longer of these, but it reads a tile for each of two
 # prompts.
 DECODE_STEPS, LEAST_TARGET_S, PROMPTS_AT_ONCE = 4, 0.1, 2
-# Rows of a tile of llama.cpp's attention: with one less it costs twice as much after a long context.
-TILE = 64
+# Rows that llama.cpp's attention computes together: one less costs twice as much after a long context.
+ATTENTION_ROWS = 64
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -256,7 +256,7 @@ class Scheduler:
         asked_s = self._budget.target_s
         target_s = asked_s or max(DECODE_STEPS * decode_s, LEAST_TARGET_S)
         budget = self._cost.most(target_s if self._unified else target_s - decode_s, most, beside=beside)
-        efficient = TILE * min(prompts, PROMPTS_AT_ONCE) - beside % TILE
+        efficient = ATTENTION_ROWS * min(prompts, PROMPTS_AT_ONCE) - beside % ATTENTION_ROWS
         return budget if asked_s else max(budget, min(most, efficient))
 
     def _until_shared(self, sequence: Sequence, count: int) -> int:
@@ -281,6 +281,6 @@ def _in_tiles(left: int, budget: int) -> int:
     """
     if left <= budget:
         return left
-    odd = left % TILE
-    count = odd + (budget - odd) // TILE * TILE if budget >= odd else 0
+    odd = left % ATTENTION_ROWS
+    count = odd + (budget - odd) // ATTENTION_ROWS * ATTENTION_ROWS if budget >= odd else 0
     return count or budget

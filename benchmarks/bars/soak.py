@@ -33,6 +33,8 @@ class Sample:
     generations: int
     server: procfs.Usage
     worker: procfs.Usage
+    # A cache that the worker accounts for: it fills up to its bound, and is no leak.
+    snapshot_bytes: int
 
 
 @dataclass
@@ -44,9 +46,9 @@ class Soak:
     seconds: float = 0.0
     status: ModelStatus = field(default_factory=ModelStatus)
 
-    def growth(self, of: Callable[[Sample], procfs.Usage]) -> int:
+    def growth(self, of: Callable[[Sample], int]) -> int:
         """Bytes of the largest sample over the first."""
-        sizes = [of(sample).rss_bytes for sample in self.samples]
+        sizes = [of(sample) for sample in self.samples]
         return max(sizes) - sizes[0]
 
     def more(self, of: Callable[[Sample], procfs.Usage], what: str) -> int:
@@ -61,9 +63,13 @@ def run(plan: Plan) -> Iterator[Row]:
     with status(f"{NAME}: {total} generations") as line:
         seen = soak(total, warm_up, total // 50, lambda done: line.update(f"[{done}/{total}]"))
     note = f"from {warm_up} to {total} generations"
-    for process, of in (("server", of_server), ("worker", of_worker)):
-        growth = Series([seen.growth(of) / 1e6])
-        size = f"; {of(seen.samples[-1]).rss_bytes / 1e6:.1f} MB at the end"
+    snapshots = f", {seen.samples[-1].snapshot_bytes / 1e6:.1f} MB of it snapshots, which do not count"
+    for process, of, memory, known in (
+        ("server", of_server, server_bytes, ""),
+        ("worker", of_worker, worker_bytes, snapshots),
+    ):
+        growth = Series([seen.growth(memory) / 1e6])
+        size = f"; {of(seen.samples[-1]).rss_bytes / 1e6:.1f} MB at the end{known}"
         yield Row(NAME, f"growth of the {process}", "MB", growth, limit=at_most(growth, 5), notes=note + size)
         files = Series([seen.more(of, "open_files")])
         yield Row(NAME, f"more open files, {process}", "", files, limit=at_most(files, 0))
@@ -84,6 +90,15 @@ def of_worker(sample: Sample) -> procfs.Usage:
     return sample.worker
 
 
+def server_bytes(sample: Sample) -> int:
+    return sample.server.rss_bytes
+
+
+def worker_bytes(sample: Sample) -> int:
+    """What the worker has in memory but the snapshots that it tells of."""
+    return sample.worker.rss_bytes - sample.snapshot_bytes
+
+
 def soak(total: int, warm_up: int, every: int, tell: Callable[[int], None] = lambda done: None) -> Soak:
     """Runs `total` generations on a server of its own; samples after `warm_up`, then `every` so many.
 
@@ -95,15 +110,20 @@ def soak(total: int, warm_up: int, every: int, tell: Callable[[int], None] = lam
         servers.wait_until_serving(server)
         worker = server.worker_pid(MODEL)
         clients = [opened.enter_context(Client(server.target)) for _ in range(CLIENTS)]
+
+        def sample(done: int) -> Sample:
+            snapshots = clients[0].get_model_status(MODEL).status.snapshot_bytes
+            return Sample(done, procfs.usage(server.pid), procfs.usage(worker), snapshots)
+
         began = time.perf_counter()
         for done, client in enumerate(itertools.islice(itertools.cycle(clients), total), 1):
             seen.tokens += _generate(client, done)
             if done >= warm_up and (done - warm_up) % every == 0:
-                seen.samples.append(Sample(done, procfs.usage(server.pid), procfs.usage(worker)))
+                seen.samples.append(sample(done))
                 tell(done)
         seen.seconds = time.perf_counter() - began
         seen.status = _quiet(clients[0])
-        seen.samples.append(Sample(total, procfs.usage(server.pid), procfs.usage(worker)))
+        seen.samples.append(sample(total))
     return seen
 
 

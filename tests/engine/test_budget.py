@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from bear_grpc.backend.base import Outcome
-from bear_grpc.engine.cost import TILE, CostModel, measure
-from bear_grpc.engine.scheduler import DECODE_STEPS, LEAST_TARGET_S, LONE_PREFILL_TOKENS
-from bear_grpc.engine.scheduler import TILE as READ_TILE
+from bear_grpc.engine.cost import KERNEL_ROWS, CostModel, measure
+from bear_grpc.engine.scheduler import ATTENTION_ROWS, DECODE_STEPS, LEAST_TARGET_S, LONE_PREFILL_TOKENS
 from bear_grpc.protocol import Delta, Started
 from bear_grpc.testing import FakeBackend, FakeClock
 from bear_grpc.types import LoadOptions
@@ -23,7 +22,7 @@ Seconds = Callable[[int], float]
 
 def tiles(tokens: int) -> float:
     """Kernels that compute whole tiles; one token alone is cheaper."""
-    return 0.03 if tokens == 1 else 0.08 * math.ceil(tokens / TILE)
+    return 0.03 if tokens == 1 else 0.08 * math.ceil(tokens / KERNEL_ROWS)
 
 
 def smooth(tokens: int) -> float:
@@ -100,8 +99,8 @@ class Arrival:
 @pytest.mark.parametrize("target_s", [0.0, 0.1, 0.25, 0.6])
 def test_long_prompt_never_holds_up_running_streams_beyond_the_target_and_a_tile(seconds, target_s):
     made = Arrival(seconds, target_s)
-    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(READ_TILE))
-    assert made.gap_s() <= target + seconds(TILE)
+    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(ATTENTION_ROWS))
+    assert made.gap_s() <= target + seconds(KERNEL_ROWS)
 
 
 @pytest.mark.parametrize("seconds", [tiles, smooth])
@@ -109,8 +108,8 @@ def test_long_prompt_never_holds_up_running_streams_beyond_the_target_and_a_tile
 def test_long_prompt_in_a_part_of_its_own_holds_up_running_streams_by_one_step(seconds, target_s):
     """A token comes after a step of prefill and one of decode."""
     made = Arrival(seconds, target_s, unified=False)
-    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(3) + seconds(READ_TILE))
-    assert made.gap_s() <= target + seconds(TILE)
+    target = target_s or max(DECODE_STEPS * seconds(3), LEAST_TARGET_S, seconds(3) + seconds(ATTENTION_ROWS))
+    assert made.gap_s() <= target + seconds(KERNEL_ROWS)
 
 
 @pytest.mark.parametrize("seconds", [tiles, smooth])
@@ -118,7 +117,7 @@ def test_long_prompt_in_a_part_of_its_own_holds_up_running_streams_by_one_step(s
 def test_long_prompt_gets_on_in_every_step_beside_running_streams(seconds, target_s):
     counts = Arrival(seconds, target_s).prefill_counts()
     # What fills the tile that three decoded tokens have begun is never held back.
-    assert min(counts[:-1]) >= (TILE if target_s else READ_TILE) - 3
+    assert min(counts[:-1]) >= (KERNEL_ROWS if target_s else ATTENTION_ROWS) - 3
     assert sum(counts) == PROMPT
 
 
@@ -130,7 +129,7 @@ def test_long_prompt_in_a_part_of_its_own_gets_on_in_every_second_step(seconds, 
     assert all(one != other for one, other in itertools.pairwise(turns))
     runs = [count for count in counts if count]
     # One run is what does not fill a tile, the others are not less than the target allows.
-    assert min(sorted(runs[:-1])[1:]) >= (TILE if target_s else READ_TILE)
+    assert min(sorted(runs[:-1])[1:]) >= (KERNEL_ROWS if target_s else ATTENTION_ROWS)
     assert sum(runs) == PROMPT
 
 
@@ -148,7 +147,7 @@ def test_long_prompt_on_costs_that_were_wrong_is_corrected_by_its_own_steps():
     made = Arrival(lambda tokens: 3 * smooth(tokens), 0.6, costs=measured(smooth))
     counts = made.prefill_counts()
     assert counts[-2] < counts[0]
-    assert 3 * smooth(counts[-2] + 3) <= 0.6 + 3 * smooth(TILE)
+    assert 3 * smooth(counts[-2] + 3) <= 0.6 + 3 * smooth(KERNEL_ROWS)
 
 
 def test_long_prompt_alone_is_read_in_large_chunks():

@@ -11,9 +11,9 @@ from bear_grpc.backend.base import Outcome
 from bear_grpc.engine.cost import (
     ENOUGH_S,
     FIRST_SIZES,
+    KERNEL_ROWS,
     REPEATS,
     SIZES,
-    TILE,
     CostModel,
     measure,
     repacked_is_better,
@@ -67,7 +67,7 @@ def test_predict_of_more_tokens_is_never_less(made, one, other):
 @given(made=models(), target_s=st.floats(0, 5), most=st.integers(0, 600), beside=st.integers(0, 64))
 def test_most_fills_the_tile_and_beyond_it_keeps_the_target(made, target_s, most, beside):
     count = made.most(target_s, most, beside=beside)
-    fill = min(most, TILE - beside % TILE)
+    fill = min(most, KERNEL_ROWS - beside % KERNEL_ROWS)
     assert fill <= count <= most
     assert count == fill or made.predict(beside + count) <= target_s
     # Above the tile that was begun only whole tiles, or all there is.

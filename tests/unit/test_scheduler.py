@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bear_grpc.backend.base import Batch, Outcome
-from bear_grpc.engine.cost import TILE as COST_TILE
-from bear_grpc.engine.cost import CostModel
+from bear_grpc.engine.cost import KERNEL_ROWS, CostModel
 from bear_grpc.engine.kv import FEWEST_AWAITED, KvCache
 from bear_grpc.engine.scheduler import (
+    ATTENTION_ROWS,
     DECODE_STEPS,
     LEAST_TARGET_S,
     LONE_PREFILL_TOKENS,
     PROMPTS_AT_ONCE,
-    TILE,
     Budget,
     Plan,
     PlanItem,
@@ -234,9 +233,9 @@ class Histories(RuleBasedStateMachine):
             assert prefill <= LONE_PREFILL_TOKENS
             return
         beside = decode if unified else 0
-        least = COST_TILE - beside % COST_TILE
+        least = KERNEL_ROWS - beside % KERNEL_ROWS
         if not budget.target_s:
-            least = max(least, TILE * min(prompts, PROMPTS_AT_ONCE) - beside % TILE)
+            least = max(least, ATTENTION_ROWS * min(prompts, PROMPTS_AT_ONCE) - beside % ATTENTION_ROWS)
         target_s = budget.target_s or max(DECODE_STEPS * cost.predict(decode), LEAST_TARGET_S)
         if unified:
             assert prefill <= least or cost.predict(decode + prefill) <= target_s
@@ -507,13 +506,13 @@ def one_decoding_in_parts(**changes: object) -> Bench:
 )
 def test_plan_of_parts_pays_for_decode_and_prefill_one_after_the_other(target_s, prefill):
     made = one_decoding_in_parts(target_s=target_s)
-    made.submit(sequence(1, 10 * TILE))
+    made.submit(sequence(1, 10 * ATTENTION_ROWS))
     assert shape(made.run()) == [(1, 0, prefill)]
 
 
 def test_plan_of_parts_decodes_and_reads_by_turns():
     made = one_decoding_in_parts()
-    made.submit(sequence(1, 5 * TILE))
+    made.submit(sequence(1, 5 * ATTENTION_ROWS))
     counts = [{id: count for id, _, count in shape(made.run())} for _ in range(8)]
     assert counts == [{1: 64}, {0: 1}] * 4
 
@@ -551,7 +550,9 @@ def test_plan_of_parts_oldest_goes_on_while_shorter_prompts_never_stop_coming():
     raise AssertionError("the oldest does not come to its end")
 
 
-@given(length=st.integers(1, 1000), batch_tokens=st.integers(TILE + 1, 300), is_beside=st.booleans())
+@given(
+    length=st.integers(1, 1000), batch_tokens=st.integers(ATTENTION_ROWS + 1, 300), is_beside=st.booleans()
+)
 def test_plan_of_parts_fills_the_tiles_of_a_lone_prompt_after_its_first_run(length, batch_tokens, is_beside):
     changes = {"batch_tokens": batch_tokens, "unified": False, "context": 2048}
     made = one_decoding(**changes) if is_beside else Bench(**changes)
@@ -562,10 +563,10 @@ def test_plan_of_parts_fills_the_tiles_of_a_lone_prompt_after_its_first_run(leng
         if sum(runs) >= length:
             break
     assert sum(runs) == length
-    assert not any(run % TILE for run in runs[1:])
+    assert not any(run % ATTENTION_ROWS for run in runs[1:])
 
 
-@pytest.mark.parametrize("length", [TILE, TILE + 1, 5 * TILE])
+@pytest.mark.parametrize("length", [ATTENTION_ROWS, ATTENTION_ROWS + 1, 5 * ATTENTION_ROWS])
 @pytest.mark.parametrize("changes", [{"batch_tokens": 40}, {"target_s": 0.01}], ids=["batch", "target"])
 def test_plan_of_parts_with_less_than_a_tile_at_once_reads_on(length, changes):
     made = one_decoding(unified=False, context=2048, **changes)
