@@ -154,9 +154,10 @@ class KvCache:
         return sequence.num_computed
 
     def _restore(self, sequence: Sequence, snapshot: Snapshot, length: int) -> int:
+        # First: the place that is found for it may leave a snapshot, for which an older one goes.
+        self.snapshots.touch(snapshot)
         if sequence.sequence_id < 0:
             self.reserve(sequence)
-        self.snapshots.touch(snapshot)
         id = sequence.sequence_id
         if not self.make_room(len(snapshot.tokens)) or not self._backend.kv_restore(id, snapshot.data):
             return 0

@@ -47,7 +47,8 @@ class Sequence:
     """
 
     id: int
-    tokens: list[int]
+    # Never in a traceback.
+    tokens: list[int] = dataclasses.field(repr=False)
     sampling: SamplingParams
     stop: StopParams
     max_tokens: int
@@ -65,7 +66,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     order: int = 0
     sequence_id: int = -1
-    leader: Sequence | None = None
+    leader: Sequence | None = dataclasses.field(default=None, repr=False)
     share_at: int = 0
     sampler: TokenSampler | None = None
     is_started: bool = False

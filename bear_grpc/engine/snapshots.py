@@ -18,9 +18,10 @@ MOST_SNAPSHOTS = 256
 class Snapshot:
     """A sequence's tokens, and what `Backend.kv_save` gave for them."""
 
-    tokens: list[int]
+    # What a prompt says has no place in a traceback.
+    tokens: list[int] = dataclasses.field(repr=False)
     scope: str
-    data: bytes
+    data: bytes = dataclasses.field(repr=False)
 
 
 class Snapshots:

@@ -217,7 +217,8 @@ def test_books_agree_with_the_cells_in_every_history(kind, data):
         if move == "fill" and len(running) < SLOTS:
             # Few beginnings, so that they meet.
             start = data.draw(st.integers(0, 3))
-            running.append(sequence([7] * (9 * start) + data.draw(tokens)))
+            word = data.draw(st.integers(7, 9))
+            running.append(sequence([word] * (9 * start) + data.draw(tokens)))
             kv.fill(running[-1])
         elif move == "compute" and running:
             which = data.draw(st.sampled_from(running))
@@ -335,6 +336,17 @@ def test_part_whose_tail_is_cut_leaves_a_snapshot_if_the_tail_is_worth_it(tail, 
     assert kv.snapshots.tokens == tokens
     compute(made, shorter)
     assert kv.fill(sequence([*range(30), 98])) == (30 if tokens else 30 - tail)
+
+
+def test_snapshot_that_is_wanted_outlives_the_one_made_for_its_place():
+    made = parts(snapshot_bytes=8 + 4 * 20)  # one of them
+    kv = KvCache(made)
+    ended_and_lost(made, kv, list(range(20)))
+    for first in (100, 140, 180):
+        ended(made, kv, list(range(first, first + 20)))
+    again = sequence([*range(20), 99])
+    assert kv.fill(again) == 20
+    assert made.kv_tokens(again.sequence_id) == list(range(20))
 
 
 def test_part_without_bytes_for_snapshots_is_lost_with_its_place():
