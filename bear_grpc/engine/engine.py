@@ -152,6 +152,8 @@ class Engine:
         plan = self._scheduler.plan()
         for sequence in plan.started:
             self._start(sequence, began)
+        if plan.started:
+            self.flush()  # whoever waits need not wait for the step, too
         worked = bool(plan.items)
         if not worked:
             self._outbox.settle()

@@ -55,17 +55,21 @@ def test_step_without_work_is_false_and_emits_nothing(harness):
     assert harness.steps == []
 
 
-def test_step_events_of_all_its_sequences_come_in_one_frame(harness):
+def test_step_events_of_all_its_sequences_come_in_one_frame_their_starts_before_it(harness):
     harness.submit(1, "a")
     harness.submit(2, "b")
     harness.step()
-    [step] = harness.steps
-    assert [(type(event), event.id) for event in step.events] == [
-        (Started, 1),
-        (Started, 2),
-        (Delta, 1),
-        (Delta, 2),
-    ]
+    frames = [[(type(event), event.id) for event in step.events] for step in harness.steps]
+    assert frames == [[(Started, 1), (Started, 2)], [(Delta, 1), (Delta, 2)]]
+
+
+def test_start_of_a_sequence_is_told_before_its_first_forward(harness):
+    told = []
+    forward = harness.backend.forward
+    harness.backend.forward = lambda batch: told.extend(harness.steps) or forward(batch)
+    harness.submit(1, "a")
+    harness.step()
+    assert [type(event) for step in told for event in step.events] == [Started]
 
 
 def test_delta_has_tokens_only_if_asked_for(harness):

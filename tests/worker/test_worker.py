@@ -27,6 +27,7 @@ from bear_grpc.protocol import (
     Ready,
     SequenceEvent,
     Share,
+    Started,
     Step,
     Stop,
     Submit,
@@ -171,6 +172,7 @@ def test_worker_generates_what_the_engine_gives_alone(bench):
 def test_worker_answers_text_jobs_while_a_forward_runs(held):
     held.load()
     held.send(submit(1, max_tokens=3))
+    assert held.event(1, Started).id == 1
     assert held.backend.entered.wait(WAIT_S)
     held.send(TextJob(2, token_ids=[65]))
     assert held.next(TextResult) == TextResult(2, raw=b"A")
