@@ -51,18 +51,35 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall_timeout_s: float = 30.0
     stop_grace_s: float = 30.0
     reflection: bool | None = None
+    # Models that are needed and not here: "catalog" pulls what the catalog names, "any" also what
+    # a request names, "never" only what PullModel asks for.
+    auto_pull: Literal["catalog", "any", "never"] = "catalog"
+    offline: bool = False
+    hub_endpoint: str = "https://huggingface.co"
+    hub_token: str = ""
+    hub_cache: Path | None = None  # Hugging Face's, whose files are used; unset: where its tools keep it
+    max_pulls: int = 2
+    pull_rate_limit_mb_s: float = 0.0  # of all downloads together; 0: none
+    catalog: Path | None = None  # a TOML file with models of the user's own
+    keep_alive_s: float = -1.0  # after a model's last use; negative: for ever
     log_level: str = "INFO"
     models: dict[str, ModelConfig] = {}
+
+    def __repr__(self) -> str:
+        shown = msgspec.structs.replace(self, hub_token="***" if self.hub_token else "")
+        return f"ServerConfig({msgspec.structs.asdict(shown)})"
 
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("listen: at least one address is needed")
-        for name in ("max_waiting_requests", "stall_timeout_s"):
+        for name in ("max_waiting_requests", "stall_timeout_s", "max_pulls"):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
-        for name in ("stop_grace_s", "step_target_ms"):
+        for name in ("stop_grace_s", "step_target_ms", "pull_rate_limit_mb_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more, is {getattr(self, name)}")
+        if not self.hub_endpoint.startswith(("https://", "http://")):
+            raise ConfigError(f"hub_endpoint: must begin with https:// or http://, is {self.hub_endpoint!r}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
         for name, model in self.models.items():
@@ -110,6 +127,7 @@ def load_config(
     values.update(_from_environment(os.environ if environ is None else environ))
     values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
     values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
+    values.setdefault("hub_cache", _hub_cache(os.environ if environ is None else environ))
     unknown = [name for name in values if name not in ServerConfig.__struct_fields__]
     if unknown:
         raise ConfigError(_unknown(unknown[0]))
@@ -123,6 +141,14 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value).expanduser()
     raise NotImplementedError(kind)
+
+
+def _hub_cache(environ: Mapping[str, str]) -> Path:
+    """Where Hugging Face's own tools keep what they download."""
+    if cache := environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(home) / "hub"
 
 
 def _unknown(name: str) -> str:

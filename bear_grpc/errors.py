@@ -16,18 +16,27 @@
     │   ├── ModelFileInvalid
     │   ├── RequestIdInUse
     │   ├── LoadConflict
+    │   ├── PullCancelled
     │   └── ConstraintDeadEnd          no token goes on from the text so far
     ├── Refused                        not allowed here
-    │   └── PathNotAllowed
+    │   ├── PathNotAllowed
+    │   └── HubAccessDenied            gated or private
     ├── Exhausted                      too much of something
     │   ├── QueueFull
     │   ├── SlowConsumer
     │   ├── ConstraintTooCostly
-    │   └── InsufficientMemory
+    │   ├── InsufficientMemory
+    │   ├── DiskFull
+    │   └── HubRateLimited
     ├── NotReady                       try again later
     │   ├── Draining
     │   ├── WorkerCrashed
-    │   └── ModelUnloaded
+    │   ├── ModelUnloaded
+    │   ├── LoadCooldown               a load failed a moment ago
+    │   └── HubUnreachable
+    ├── Damaged                        bytes are not what they should be
+    │   ├── ChecksumMismatch
+    │   └── HubAnswerInvalid
     ├── BackendError                   llama.cpp failed
     │   └── EngineStartFailed
     └── FeatureUnsupported             in the contract, not built yet
@@ -243,6 +252,15 @@ class LoadConflict(Conflict):
         super().__init__(f"{name!r} {what}", metadata={"model": name}, retry_after_s=1.0)
 
 
+class PullCancelled(Conflict):
+    """The download was stopped by someone; what has come is kept for the next one."""
+
+    reason = "PULL_CANCELLED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the download of {name!r} was cancelled", metadata={"model": name})
+
+
 class ConstraintDeadEnd(Conflict):
     """No token of the vocabulary goes on from the text so far within the constraint."""
 
@@ -266,6 +284,15 @@ class PathNotAllowed(Refused):
             f"{path} is outside the allowed folders; the server's --allow-path adds one",
             metadata={"path": path},
         )
+
+
+class HubAccessDenied(Refused):
+    """The model hub refuses: the repository is gated or private, and the server's token does not open it."""
+
+    reason = "HUB_ACCESS_DENIED"
+
+    def __init__(self, repo_id: str, problem: str) -> None:
+        super().__init__(f"the hub refuses {repo_id}: {problem}", metadata={"repo_id": repo_id})
 
 
 class Exhausted(BearError):
@@ -318,6 +345,27 @@ class InsufficientMemory(Exhausted):
         )
 
 
+class DiskFull(Exhausted):
+    """The disk has no room for a file."""
+
+    reason = "DISK_FULL"
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"needs {needed_bytes / 2**20:.0f} MiB on the disk, {free_bytes / 2**20:.0f} MiB are free",
+            metadata={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
+        )
+
+
+class HubRateLimited(Exhausted):
+    """The model hub takes no more requests from this server for now."""
+
+    reason = "HUB_RATE_LIMITED"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the hub takes no more requests for now", retry_after_s=retry_after_s)
+
+
 class NotReady(BearError):
     """Not now; the same request may succeed later."""
 
@@ -351,6 +399,53 @@ class ModelUnloaded(NotReady):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name!r} was unloaded", metadata={"model": name}, retry_after_s=1.0)
+
+
+class LoadCooldown(NotReady):
+    """Loading the model has failed; it is not tried again before a time has passed."""
+
+    reason = "LOAD_COOLDOWN"
+
+    def __init__(self, name: str, cause: str, retry_after_s: float) -> None:
+        super().__init__(
+            f"loading {name!r} failed ({cause}); it is tried again in {retry_after_s:.0f} s at the earliest",
+            metadata={"model": name, "cause": cause},
+            retry_after_s=retry_after_s,
+        )
+
+
+class HubUnreachable(NotReady):
+    """The model hub does not answer, or the server is set to be offline."""
+
+    reason = "HUB_UNREACHABLE"
+
+    def __init__(self, problem: str, retry_after_s: float | None = 5.0) -> None:
+        super().__init__(f"the hub cannot be reached: {problem}", retry_after_s=retry_after_s)
+
+
+class Damaged(BearError):
+    """Bytes are not what they should be."""
+
+
+class ChecksumMismatch(Damaged):
+    """A file does not have the SHA-256 that its source announced."""
+
+    reason = "CHECKSUM_MISMATCH"
+
+    def __init__(self, file: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"{file} has SHA-256 {found}, not {expected}",
+            metadata={"file": file, "expected_sha256": expected, "found_sha256": found},
+        )
+
+
+class HubAnswerInvalid(Damaged):
+    """What the model hub answers contradicts itself, or is nothing that a hub may answer."""
+
+    reason = "HUB_ANSWER_INVALID"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the hub's answer is not valid: {problem}")
 
 
 class BackendError(BearError):

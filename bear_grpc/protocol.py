@@ -39,7 +39,10 @@ class Frame(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(Frame, frozen=True):
-    """The first frame: which file, and how. `cores` is what the server may use."""
+    """The first frame: which file, and how. `cores` is what the server may use.
+
+    `chat_template` takes the place of the file's own.
+    """
 
     model: str
     path: str
@@ -49,6 +52,7 @@ class Load(Frame, frozen=True):
     step_target_s: float = 0.0  # 0: chosen from the measured step times
     share_prefixes: bool = True
     cost_tables: list[CostTable] = []
+    chat_template: str | None = None
 
 
 class Submit(Frame, frozen=True):
@@ -104,9 +108,14 @@ class Stop(Frame, frozen=True):
 
 
 class Probe(Frame, frozen=True):
-    """For a probe worker: tell the devices, and dry-load `path` if given."""
+    """For a probe worker: tell the devices, and dry-load `path` if given.
+
+    With `options` the context is made as well, as a load with them on `cores` would.
+    """
 
     path: str | None = None
+    options: LoadOptions | None = None
+    cores: int = 1
 
 
 # ---- worker to server -------------------------------------------------------
@@ -242,13 +251,39 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     total_bytes: int
 
 
+class DeviceUse(msgspec.Struct, frozen=True):
+    """Bytes that a load takes on one device beside the weights; `device` is llama.cpp's name of it.
+
+    A state of recurrent layers counts as KV cache, the rows of logits as compute.
+    """
+
+    device: str
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+
+
+class DryRun(msgspec.Struct, frozen=True):
+    """What a load would take, as llama.cpp tells it of one without weights.
+
+    `layer_devices` are the devices of all layers, the output last. `moved_tensors`
+    counts the tensors that cannot be in the buffer that was wanted for them; None
+    where llama.cpp does not tell.
+    """
+
+    options: LoadOptions
+    devices: list[DeviceUse]
+    layer_devices: list[str] = []
+    moved_tensors: int | None = None
+
+
 class ProbeResult(Frame, frozen=True):
-    """What a probe worker found; `info` only when a path was asked for."""
+    """What a probe worker found; `info` only when a path was asked for, `dry_run` only with options."""
 
     binding_version: str
     build: str
     devices: list[DeviceInfo]
     info: ModelInfo | None = None
+    dry_run: DryRun | None = None
 
 
 ToWorker = Load | Submit | Cancel | Credit | TextJob | Share | Stop | Probe

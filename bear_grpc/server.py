@@ -17,7 +17,9 @@ from .errors import BearError
 from .executor.executor import ExecutorLimits
 from .executor.spawner import Spawner
 from .models.costs import CostStore
+from .models.estimate import Estimator
 from .models.manager import ModelManager
+from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
 from .rpc.health import Health
@@ -25,6 +27,8 @@ from .rpc.inference import InferenceServicer
 from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
 from .rpc.server_info import MAX_MESSAGE_BYTES, ServerServicer
+from .store.hub import Hub
+from .store.store import Store
 from .v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -75,19 +79,39 @@ class Server:
             costs=costs,
             allowed_roots=[config.models_dir, *config.allow_path],
             configured=config.models,
+            catalog=config.catalog,
         )
+        hub = Hub(endpoint=config.hub_endpoint, token=config.hub_token, offline=config.offline)
+        self.pulls = PullManager(
+            self.shelf,
+            Store(config.models_dir, hub_cache=config.hub_cache),
+            hub,
+            auto_pull=config.auto_pull,
+            max_pulls=config.max_pulls,
+            bytes_per_s=config.pull_rate_limit_mb_s * 1e6,
+        )
+        estimator = Estimator(spawner=spawner, cores=cores)
         limits = ExecutorLimits(
             max_waiting=config.max_waiting_requests,
             stall_timeout_s=config.stall_timeout_s,
             step_target_s=config.step_target_ms / 1000,
             share_prefixes=config.prefix_sharing != "off",
         )
-        self.manager = ModelManager(self.shelf, spawner=spawner, costs=costs, limits=limits, cores=cores)
+        self.manager = ModelManager(
+            self.shelf,
+            spawner=spawner,
+            costs=costs,
+            limits=limits,
+            cores=cores,
+            keep_alive_s=config.keep_alive_s,
+            ensure_file=self.pulls.ensure,
+            plan=estimator.need,
+        )
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self._server = grpc.aio.server(options=OPTIONS)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self.shelf, self.manager), self._server
+            ModelServicer(self.shelf, self.manager, self.pulls, estimator), self._server
         )
         inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
@@ -117,6 +141,7 @@ class Server:
             is_socket = address.startswith("unix")
             self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
         await self.shelf.open()
+        await self.pulls.open()
         await self._server.start()
         for name in self._config.load:
             await self.manager.load(name)
@@ -135,6 +160,7 @@ class Server:
         await self.health.withdraw()
         # The listener stays while streams finish: new calls are told DRAINING by a status.
         await self.manager.drain(self._config.stop_grace_s if grace_s is None else grace_s)
+        await self.pulls.close()
         await self.manager.close()
         self.shelf.feed.close()
         await self._server.stop(LAST_CALLS_S)

@@ -31,6 +31,17 @@ class StateReason(enum.Enum):
 
     LOAD_FAILED = "load_failed"
     WORKER_CRASHED = "worker_crashed"
+    COOLDOWN = "cooldown"
+    PULL_FAILED = "pull_failed"
+
+
+class PullStage(enum.Enum):
+    """What a download is doing."""
+
+    QUEUED = "queued"
+    RESOLVING = "resolving"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
 
 
 class LoadStage(enum.Enum):
@@ -75,6 +86,9 @@ class LoadOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mlock: bool | None = None
     repack: bool | None = None
     kv_unified: bool | None = None
+    # Of the model's life, not of its load: the server's own, a worker has no use for them.
+    keep_alive_s: float | None = None  # after the last use; negative: for ever
+    pinned: bool | None = None
 
     def over(self, base: LoadOptions) -> LoadOptions:
         """These options, with `base`'s values where nothing is asked for."""
@@ -137,6 +151,32 @@ class StopCause(msgspec.Struct, frozen=True):
     eog_token: int | None = None
     sequence: str | None = None
     token_id: int | None = None
+
+
+class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a repository on the hub; `revision` is a branch, a tag or a commit."""
+
+    repo_id: str
+    file: str
+    revision: str = "main"
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """One file of a model; `sha256` is empty while it is not known."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+class PullProgress(msgspec.Struct, frozen=True):
+    """How far a download is, over all files of the model; `remaining_s` 0: unknown."""
+
+    stage: PullStage
+    completed_bytes: int = 0
+    total_bytes: int = 0
+    bytes_per_s: float = 0.0
+    remaining_s: float = 0.0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -22,9 +22,24 @@ def usage(pid: int) -> Usage:
     return Usage(_rss_bytes(proc), open_files, sum(1 for _ in (proc / "task").iterdir()))
 
 
+def pss_bytes(pid: int) -> int:
+    """Its own pages, and its share of those that it has in common with others. Raises OSError."""
+    return _bytes(Path(f"/proc/{pid}"), "Pss:")
+
+
+def children(pid: int) -> list[int]:
+    """Processes that it has started and that are still there."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def _rss_bytes(proc: Path) -> int:
+    return _bytes(proc, "Rss:")
+
+
+def _bytes(proc: Path, what: str) -> int:
     # The sums of `status` lag behind by some pages per thread, these do not.
     for line in (proc / "smaps_rollup").read_text().splitlines():
-        if line.startswith("Rss:"):
+        if line.startswith(what):
             return int(line.split()[1]) * 1024
     raise OSError(f"{proc} tells no memory")

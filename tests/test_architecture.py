@@ -17,8 +17,8 @@ MAX_LINES = 400
 MAY_BE_LONGER = {"errors.py": 600}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
-SERVER_SIDE = {"rpc", "executor", "models", "server"}
-BOTTOM = {"types", "params", "errors"}
+SERVER_SIDE = {"rpc", "executor", "models", "store", "server"}
+BOTTOM = {"types", "params", "errors", "load_plan"}
 
 # What a part may import of bear_grpc, besides itself. `v1` is generated; `testing` may import all.
 MAY_IMPORT = {
@@ -26,14 +26,28 @@ MAY_IMPORT = {
     "types": {"errors"},
     "params": {"errors"},
     "config": {"types", "params", "errors"},
+    "host": set(),
+    "load_plan": {"types", "errors"},
     "protocol": {"types", "params", "errors"},
-    "backend": {"types", "params", "errors", "protocol"},
+    "backend": {"host", "types", "params", "errors", "protocol", "load_plan"},
     "engine": {"types", "params", "errors", "protocol", "backend"},
     "worker": {"types", "params", "errors", "protocol", "backend", "engine"},
     "executor": {"types", "params", "errors", "protocol"},
-    "models": {"types", "params", "errors", "protocol", "config", "executor"},
-    "rpc": {"types", "params", "errors", "protocol", "config", "executor", "models", "v1", "__init__"},
-    "server": {"types", "params", "errors", "config", "executor", "models", "rpc", "v1", "__init__"},
+    "store": {"types", "errors"},
+    "models": {"host", "types", "params", "errors", "protocol", "config", "executor", "store", "load_plan"},
+    "rpc": {
+        "types",
+        "params",
+        "errors",
+        "protocol",
+        "config",
+        "executor",
+        "models",
+        "store",
+        "v1",
+        "__init__",
+    },
+    "server": {"types", "params", "errors", "config", "executor", "models", "store", "rpc", "v1", "__init__"},
     "client": {"v1", "errors", "__init__"},
     "cli": {"client", "v1", "config", "server", "errors", "types", "__init__"},
     "demo": {"client", "cli", "v1", "__init__"},
@@ -46,11 +60,13 @@ FORBIDDEN = {
     "types": {"grpc", "google", "llama_cpp", "asyncio"},
     "params": {"grpc", "google", "llama_cpp", "asyncio"},
     "errors": {"grpc", "google", "llama_cpp", "asyncio"},
+    "load_plan": {"grpc", "google", "llama_cpp", "asyncio"},
     "protocol": {"grpc", "google", "llama_cpp", "asyncio"},
     "engine": {"grpc", "google", "llama_cpp", "asyncio", "socket"},
     "backend": {"grpc", "google", "asyncio", "socket"},
     "worker": {"grpc", "google", "llama_cpp", "asyncio", "huggingface_hub"},
     "executor": {"grpc", "google", "llama_cpp"},
+    "store": {"grpc", "google", "llama_cpp"},
     "models": {"grpc", "google", "llama_cpp"},
     "rpc": {"llama_cpp"},
     "server": {"llama_cpp"},
@@ -69,7 +85,15 @@ USES_ENVIRONMENT = {
 }
 ONLY_IMPORTERS = {"llama_cpp": "backend/native.py", "llguidance": "backend/constraint.py"}
 # The native backend: only the worker may build it, and imports it inside a function.
-NATIVE = {"backend.native", "backend.llama", "backend.memory", "backend.sampler", "backend.vocabulary"}
+NATIVE = {
+    "backend.native",
+    "backend.llama",
+    "backend.loading",
+    "backend.dry",
+    "backend.memory",
+    "backend.sampler",
+    "backend.vocabulary",
+}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -22,7 +22,7 @@ async def test_serve_in_process_answers_and_leaves_no_folder():
     async with serve_in_process() as target, grpc.aio.insecure_channel(target) as channel:
         assert folder_of(target).is_dir()
         answer = await model_grpc.ModelServiceStub(channel).ListModels(model_pb.ListModelsRequest())
-    assert [model.name for model in answer.models] == ["bear-demo"]
+    assert "bear-demo" in [model.name for model in answer.models]
     assert not folder_of(target).exists()
 
 

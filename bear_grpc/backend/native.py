@@ -14,6 +14,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp
 
+from .. import host
 from ..protocol import DeviceInfo
 
 # Most of the binding carries no usable annotations.
@@ -31,6 +32,8 @@ class NativeLog:
     def __init__(self) -> None:
         self.errors: collections.deque[str] = collections.deque(maxlen=20)
         self._level = _LOG_ERROR
+        # Texts of every level while somebody collects them.
+        self.lines: list[str] | None = None
         # While a computation is being aborted on purpose, its failure is no news.
         self.is_aborting = False
         # The callback object must live as long as the process.
@@ -43,6 +46,8 @@ class NativeLog:
 
     def _take(self, level: int, text: bytes, _data: object) -> None:
         self._level = level if level != _LOG_CONT else self._level
+        if self.lines is not None:
+            self.lines.append(text.decode(errors="replace").strip())
         if _EXPECTED in text or self.is_aborting:
             return
         if self._level in (_LOG_WARN, _LOG_ERROR):
@@ -67,7 +72,7 @@ def describe_build() -> tuple[str, str]:
 
 
 def devices() -> list[DeviceInfo]:
-    """What llama.cpp can compute on, with memory as it tells it."""
+    """What llama.cpp can compute on. The host's free memory is the system's word: ggml takes all as free."""
     functions = lib._lib
     get = functions["ggml_backend_dev_get"]
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -88,7 +93,8 @@ def devices() -> list[DeviceInfo]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         memory(device, ctypes.byref(free), ctypes.byref(total))
         kind_name = _DEVICE_KINDS.get(kind(device), "accel")
-        found.append(DeviceInfo(name, description, kind_name, free.value, total.value))
+        free_bytes = min(host.free_bytes(), total.value) if kind_name == "cpu" else free.value
+        found.append(DeviceInfo(name, description, kind_name, free_bytes, total.value))
     return found
 
 

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from bear_grpc import __version__
-from bear_grpc.cli import health, load, models, output, run, serve, text
+from bear_grpc.cli import estimate, health, load, models, output, pull, run, serve, show, text
+from bear_grpc.cli.advice import report
 from bear_grpc.errors import BearError
 
 # As a shell says it of a process that the signal ended.
@@ -29,7 +30,7 @@ class _Bear(TyperGroup):
             sys.stdout.flush()  # a reader that has gone shows here at the latest
             return result
         except BearError as error:
-            output.report(error)
+            report(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(_EXIT_SIGINT) from None
@@ -76,13 +77,17 @@ def _globals(
 
 app.command()(serve.serve)
 app.command()(run.run)
+app.command()(pull.pull)
 app.command("list")(models.list_)
 app.command()(models.ps)
-app.command()(models.show)
+app.command()(show.show)
+app.command()(estimate.estimate)
 app.command()(load.load)
 app.command()(load.unload)
+app.command("stop", help="The same as `unload`.")(load.unload)
 app.command()(models.register)
 app.command()(models.rm)
+app.command()(models.prune)
 app.command()(text.tokenize)
 app.command("health")(health.health)
 app.command()(health.info)

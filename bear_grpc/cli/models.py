@@ -1,4 +1,4 @@
-"""`bear list`, `ps`, `show`, `register` and `rm`."""
+"""`bear list`, `ps`, `register`, `rm` and `prune`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,66 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bear_grpc.cli import output
-from bear_grpc.cli.costs import show_costs
-from bear_grpc.cli.session import Json, Model, Server, connect
+from bear_grpc.cli import output, words
+from bear_grpc.cli.advice import report
+from bear_grpc.cli.session import Json, Server, connect
+from bear_grpc.errors import BearError
 
 if TYPE_CHECKING:
-    from bear_grpc.v1.model_service_pb2 import MetadataEntry
-    from bear_grpc.v1.types_pb2 import Model as ModelMessage
-    from bear_grpc.v1.types_pb2 import ModelSource, ModelStatus
+    from bear_grpc.v1.types_pb2 import Model, ModelStatus
 
 _LOADED = ("loading", "ready", "unloading")
+_COUNTERS = {
+    "STEPS": "step_count",
+    "PREFILLED": "prefill_token_count",
+    "CACHED": "cached_token_count",
+    "DECODED": "decode_token_count",
+    "PREEMPTED": "preemption_count",
+}
 
 
-def list_(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
-    """List the models that the server knows."""
+def list_(
+    ctx: typer.Context,
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Those too that can be pulled.")] = False,
+    json: Json = False,
+    server: Server = None,
+) -> None:
+    """List the models that are on the server."""
     from bear_grpc.v1.model_service_pb2 import ListModelsResponse
 
     with connect(ctx, server) as client:
-        found = list(client.list_models())
+        known = list(client.list_models())
+    shown = [model for model in known if all_ or _is_here(model)]
     if json:
-        output.print_json(ListModelsResponse(models=found))
+        output.print_json(ListModelsResponse(models=shown))
         return
     output.table(
-        ("NAME", "STATE", "SIZE", "PARAMETERS", "QUANTIZATION", "CONTEXT", "CAPABILITIES"),
+        ("NAME", "SIZE", "QUANT", "STATE", "CONTEXT"),
         (
             (
                 model.name,
-                _state(model.status),
                 output.size(model.size_bytes) if model.size_bytes else "",
-                output.amount(model.parameter_count) if model.parameter_count else "",
                 model.quantization,
+                words.state(model.status),
                 str(model.context_length or ""),
-                _capabilities(model),
             )
-            for model in found
+            for model in shown
         ),
-        right=("SIZE", "PARAMETERS", "CONTEXT"),
+        right=("SIZE", "CONTEXT"),
+        dim={place for place, model in enumerate(shown) if not _is_here(model)},
     )
+    if known and not shown:
+        output.note(f"no model is here yet; `bear list --all` shows {len(known)} that can be pulled")
 
 
-def ps(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
+def ps(
+    ctx: typer.Context,
+    counters: Annotated[
+        bool, typer.Option("--counters", help="What the workers have done since they started too.")
+    ] = False,
+    json: Json = False,
+    server: Server = None,
+) -> None:
     """List the models that are loaded, and what they do."""
     from bear_grpc.v1.model_service_pb2 import ListModelsResponse
 
@@ -55,82 +75,26 @@ def ps(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
     if json:
         output.print_json(ListModelsResponse(models=found))
         return
+    more = _COUNTERS if counters else {}
     output.table(
-        (
-            *("NAME", "STATE", "RUNNING", "WAITING", "KV", "IDLE", "MEMORY"),
-            *("PREFILLED", "CACHED", "DECODED", "PREEMPTED", "EXPIRES"),
-        ),
+        ("NAME", "STATE", "MEMORY", "RUNNING", "WAITING", "KV", "IDLE", "UNTIL", "PINNED", *more),
         (
             (
                 model.name,
-                _state(model.status),
+                words.state(model.status),
+                output.size(output.memory_bytes(model.status)),
                 str(model.status.running_count),
                 str(model.status.waiting_count),
                 _of_kv_cache(model.status, model.status.kv_cache_used_token_count),
                 _of_kv_cache(model.status, model.status.kv_cache_idle_token_count),
-                output.size(output.memory_bytes(model.status)),
-                str(model.status.counters.prefill_token_count),
-                str(model.status.counters.cached_token_count),
-                str(model.status.counters.decode_token_count),
-                str(model.status.counters.preemption_count),
-                _expires(model.status),
+                words.until(model.status),
+                "yes" if model.status.effective_options.pinned else "no",
+                *(str(getattr(model.status.counters, field)) for field in more.values()),
             )
             for model in found
         ),
-        right=(
-            *("RUNNING", "WAITING", "KV", "IDLE", "MEMORY"),
-            *("PREFILLED", "CACHED", "DECODED", "PREEMPTED"),
-        ),
+        right=("MEMORY", "RUNNING", "WAITING", "KV", "IDLE", *more),
     )
-
-
-def show(
-    ctx: typer.Context,
-    model: Model,
-    metadata: Annotated[bool, typer.Option("--metadata", help="The GGUF metadata too.")] = False,
-    json: Json = False,
-    server: Server = None,
-) -> None:
-    """Show one model."""
-    with connect(ctx, server) as client:
-        response = client.get_model(model, include_metadata=metadata)
-    if json:
-        output.print_json(response)
-        return
-    found, status = response.model, response.model.status
-    output.fields(
-        (
-            ("name", found.name),
-            ("aliases", ", ".join(found.aliases)),
-            ("description", found.description),
-            ("source", _source(found.source)),
-            ("size", output.size(found.size_bytes) if found.size_bytes else ""),
-            ("sha256", found.sha256),
-            ("architecture", found.architecture),
-            ("quantization", found.quantization),
-            ("parameters", output.amount(found.parameter_count) if found.parameter_count else ""),
-            ("context length", str(found.context_length or "")),
-            ("license", found.license),
-            ("capabilities", _capabilities(found)),
-            ("state", _state(status)),
-            ("message", status.message),
-            ("memory", output.size(output.memory_bytes(status)) if status.HasField("memory") else ""),
-            ("requests", _requests(status)),
-            (
-                "options",
-                _set_fields(
-                    status.effective_options if status.HasField("effective_options") else found.load_options
-                ),
-            ),
-            ("defaults", _set_fields(found.defaults)),
-        )
-    )
-    if found.cost_tables:
-        output.say("")
-        show_costs(found)
-    if metadata:
-        output.say("")
-        output.fields((entry.key, _value(entry)) for entry in response.metadata)
 
 
 def register(
@@ -148,84 +112,73 @@ def register(
     if json:
         output.print_json(response)
     else:
-        output.say(f"{response.model.name} is registered: {_source(response.model.source)}")
+        output.say(f"{response.model.name} is registered: {words.source(response.model.source)}")
 
 
-def rm(ctx: typer.Context, model: Model, json: Json = False, server: Server = None) -> None:
-    """Forget a registered model, or remove a pulled one.
+def rm(
+    ctx: typer.Context,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of models.")],
+    json: Json = False,
+    server: Server = None,
+) -> None:
+    """Forget registered models, and remove pulled ones.
 
-    A registered model's file stays where it is.
+    A registered model's file stays where it is. What cannot be removed does not keep the others.
     """
+    from bear_grpc.client import CallError
+    from bear_grpc.v1.model_service_pb2 import DeleteModelResponse
+
+    released_bytes, all_removed = 0, True
     with connect(ctx, server) as client:
-        response = client.delete_model(model)
+        for model in models:
+            try:
+                response = client.delete_model(model)
+            except CallError:  # no answer for this one, so none for the others
+                raise
+            except BearError as error:
+                report(error)
+                all_removed = False
+                continue
+            released_bytes += response.released_bytes
+            if not json:
+                output.say(f"{model} is removed, {output.size(response.released_bytes)} are free again")
+    if json:
+        output.print_json(DeleteModelResponse(released_bytes=released_bytes))
+    if not all_removed:
+        raise typer.Exit(1)
+
+
+def prune(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    json: Json = False,
+    server: Server = None,
+) -> None:
+    """Remove partial downloads and files that no model uses."""
+    with connect(ctx, server) as client:
+        response = client.prune_models(dry_run=dry_run)
     if json:
         output.print_json(response)
-    else:
-        output.say(f"{model} is removed, {output.size(response.released_bytes)} are free again")
+        return
+    if not response.files:
+        output.say("there is nothing to remove")
+        return
+    output.table(
+        ("FILE", "SIZE"),
+        ((file.path, output.size(file.size_bytes)) for file in response.files),
+        right=("SIZE",),
+    )
+    count = "1 file" if len(response.files) == 1 else f"{len(response.files)} files"
+    total = output.size(sum(file.size_bytes for file in response.files))
+    output.say(f"{count}, {total} {'would be' if dry_run else 'are'} free again")
 
 
-def _state(status: ModelStatus) -> str:
-    from bear_grpc.cli.progress import stage_name
-    from bear_grpc.v1 import types_pb2 as types
+def _is_here(model: Model) -> bool:
+    """Whether it is on the server, or on its way there."""
+    from bear_grpc.v1.types_pb2 import MODEL_STATE_ABSENT
 
-    # The set may grow: a new state is shown as its number.
-    state = types.ModelState.DESCRIPTOR.values_by_number.get(status.state)
-    name = state.name.removeprefix("MODEL_STATE_") if state else str(status.state)
-    if status.state == types.MODEL_STATE_LOADING and status.load_progress.stage:
-        name += f" ({stage_name(status.load_progress.stage)} {status.load_progress.fraction:.0%})"
-    return name
+    return model.status.state != MODEL_STATE_ABSENT or model.status.HasField("pull")
 
 
 def _of_kv_cache(status: ModelStatus, tokens: int) -> str:
     return f"{tokens / status.kv_cache_token_count:.0%}" if status.kv_cache_token_count else ""
-
-
-def _requests(status: ModelStatus) -> str:
-    if not status.HasField("counters"):
-        return ""
-    return f"{status.running_count} running, {status.waiting_count} waiting"
-
-
-def _expires(status: ModelStatus) -> str:
-    from datetime import UTC
-
-    if not status.HasField("expire_time"):
-        return "never"
-    return output.moment(status.expire_time.ToDatetime(UTC))
-
-
-def _capabilities(model: ModelMessage) -> str:
-    from bear_grpc.v1 import types_pb2 as types
-
-    known = types.ModelCapability.DESCRIPTOR.values_by_number
-    names = [known[value].name for value in model.capabilities if value in known]
-    return ", ".join(name.removeprefix("MODEL_CAPABILITY_").lower() for name in names)
-
-
-def _source(source: ModelSource) -> str:
-    kind = source.WhichOneof("kind")
-    if kind == "hub":
-        revision = f"@{source.hub.revision}" if source.hub.revision else ""
-        return f"{source.hub.repo_id}{revision} {source.hub.file}"
-    return source.file.path if kind == "file" else kind or ""
-
-
-def _set_fields(message: object) -> str:
-    from google.protobuf.json_format import MessageToDict
-    from google.protobuf.message import Message
-
-    assert isinstance(message, Message)
-    values = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in values.items()
-    )
-
-
-def _value(entry: MetadataEntry) -> str:
-    kind = entry.WhichOneof("value")
-    if kind == "array_value":
-        return f"[{entry.array_value.element_count} x {entry.array_value.element_type}]"
-    return "" if kind is None else str(getattr(entry, kind))

@@ -1,4 +1,4 @@
-"""What people and programs read: tables, lines, JSON, and errors.
+"""What people and programs read: tables, lines and JSON.
 
 What a server sends is not to be trusted by a terminal: control characters are taken out before it is shown.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from io import UnsupportedOperation
@@ -16,25 +16,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bear_grpc.errors import BearError
-
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
 
     from bear_grpc.v1.types_pb2 import ModelStatus
 
+_TIME_UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_HINTS = {
-    "MODEL_NOT_FOUND": "`bear list` shows the models of this server",
-    "MODEL_NOT_LOADED": "`bear load MODEL` loads it",
-    "MODEL_ALREADY_LOADED": "`bear unload MODEL` unloads it",
-    "MODEL_IN_USE": "`bear unload MODEL` unloads it",
-    "MODEL_EXISTS": "`bear rm NAME` makes the name free",
-    "PATH_NOT_ALLOWED": "`bear serve --allow-path DIR` allows a folder",
-    "CONTEXT_LENGTH_EXCEEDED": "`bear load MODEL --context-length N` makes room, if the model can",
-    "INSUFFICIENT_MEMORY": "a smaller --context-length or --max-sequences takes less",
-}
 
 
 def printable(text: str) -> str:
@@ -50,15 +39,6 @@ def note(line: str) -> None:
 def say(line: str) -> None:
     """A line of the answer, on stdout."""
     typer.echo(printable(line))
-
-
-def report(error: BearError) -> None:
-    """One line for an error, and one of advice where there is some."""
-    note(f"error: {' '.join(error.message.split())} [{error.reason}]")
-    if error.reason in _HINTS:
-        note(f"hint: {_HINTS[error.reason]}")
-    elif error.retry_after_s is not None:
-        note(f"hint: try again in {error.retry_after_s:g} s")
 
 
 def abandon_stdout() -> None:
@@ -91,8 +71,14 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=file, markup=False, highlight=False, width=None if file.isatty() else 10_000)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns in `right` are numbers."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    dim: Container[int] = (),
+) -> None:
+    """A table on stdout; the columns in `right` are numbers, the rows numbered in `dim` stand back."""
     from rich.table import Table
     from rich.text import Text
 
@@ -101,8 +87,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
         # The name is what a person copies: it is never cut, others give way.
         grid.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     grid.columns[0].overflow = "fold"
-    for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))
+    for place, row in enumerate(rows):
+        grid.add_row(*(Text(printable(cell)) for cell in row), style="dim" if place in dim else None)
     shown = console()
     with shown.capture() as lines:  # rich itself would end the process when the reader has gone
         shown.print(grid)
@@ -151,7 +137,18 @@ def seconds(value: float) -> str:
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min"
 
 
-def moment(value: datetime) -> str:
-    """How far a moment (UTC) is away."""
-    away = (value - datetime.now(UTC)).total_seconds()
-    return f"in {seconds(away)}" if away >= 0 else f"{seconds(-away)} ago"
+def left(value: float) -> str:
+    """A time that is predicted: no finer than a second."""
+    return f"{max(1, round(value))} s" if value < 120 else seconds(value)
+
+
+def from_now(value: datetime, now: datetime | None = None) -> str:
+    """How far a moment (UTC) lies ahead, in whole units: "4 minutes from now"; "now" when it has come."""
+    away = int((value - (now or datetime.now(UTC))).total_seconds())
+    if away < 1:
+        return "now"
+    # Two units at least, as one alone could be half of it off.
+    fitting = ((name, length) for name, length in _TIME_UNITS if away >= 2 * length)
+    name, length = next(fitting, ("second", 1))
+    count = away // length
+    return f"{count} {name}{'s' if count > 1 else ''} from now"

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from bear_grpc.cli.given import sampling_values, text_of_file, text_or_file
-from bear_grpc.cli.session import Model, Server, connect
+from bear_grpc.cli.load_options import KeepAlive
+from bear_grpc.cli.session import ModelOrFile, Server, connect
 from bear_grpc.cli.talk import Talk, can_chat, hold, read_line
 from bear_grpc.cli.text import read_stdin
 
@@ -24,7 +25,7 @@ class Overflow(StrEnum):
 
 def run(
     ctx: typer.Context,
-    model: Model,
+    model: ModelOrFile,
     prompt: Annotated[
         str | None,
         typer.Argument(help="Default: what is piped in, or a conversation."),
@@ -74,6 +75,7 @@ def run(
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="The prompt before the answer.")] = False,
     overflow: Annotated[Overflow | None, typer.Option(help="For a prompt that is too long.")] = None,
+    keep_alive: KeepAlive = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the answer.")] = False,
     server: Server = None,
 ) -> None:
@@ -117,6 +119,7 @@ def run(
         "top_logprobs": logprobs,
         "echo": echo or None,
         "overflow_policy": overflow.value if overflow else None,
+        "keep_alive": keep_alive,
     }
     with connect(ctx, server) as client:
         chat = not raw and (system is not None or can_chat(client, model))

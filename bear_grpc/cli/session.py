@@ -18,9 +18,12 @@ Server = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Model = Annotated[str, typer.Argument(help="Name or alias of the model.")]
+ModelOrFile = Annotated[str, typer.Argument(help="Name or alias of the model, or a file on the hub.")]
 
 # Longer than any honest answer of these calls takes.
 _TIMEOUT_S = 30.0
+# Of calls for which the server may have to ask the hub first: its own limits end them before.
+HUB_TIMEOUT_S = 120.0
 
 
 @contextmanager

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from bear_grpc.cli import output
+from bear_grpc.cli.advice import report
 from bear_grpc.cli.answers import Answers
-from bear_grpc.cli.progress import LoadBar
+from bear_grpc.cli.progress import ModelBar
+from bear_grpc.cli.session import HUB_TIMEOUT_S
+from bear_grpc.cli.words import reference
 from bear_grpc.errors import BearError
 
 if TYPE_CHECKING:
@@ -19,10 +22,13 @@ if TYPE_CHECKING:
 
 
 def can_chat(client: Client, model: str) -> bool:
-    """Whether the model has a chat template."""
+    """Whether the model has a chat template; of one that is not here yet, its file on the hub tells."""
     from bear_grpc.v1.types_pb2 import MODEL_CAPABILITY_CHAT
 
-    return MODEL_CAPABILITY_CHAT in client.get_model(model).model.capabilities
+    found = client.get_model(model, timeout=HUB_TIMEOUT_S).model
+    if not found.capabilities and found.source.HasField("hub"):
+        found = client.get_model(reference(found.source.hub), timeout=HUB_TIMEOUT_S).model
+    return MODEL_CAPABILITY_CHAT in found.capabilities
 
 
 def hold(talk: Talk, read: Callable[[str], str]) -> None:
@@ -43,7 +49,7 @@ def hold(talk: Talk, read: Callable[[str], str]) -> None:
         except KeyboardInterrupt:
             output.note("")
         except BearError as error:
-            output.report(error)
+            report(error)
             if error.reason == "SERVER_UNREACHABLE":
                 raise typer.Exit(1) from None
 
@@ -87,7 +93,7 @@ class Talk:
     def _stream(self, given: Mapping[str, Any]) -> str:
         """Shows the answers as they come; gives the first one's text."""
         answers = Answers(self._options.get("n") or 1, quiet=self._quiet)
-        bar = LoadBar()
+        bar = ModelBar()
         # Asking for progress ends gRPC's own retries, so only where someone sees it.
         show_progress = bar.live and not self._quiet
         options = {**self._options, **given, "queue_progress": show_progress or None}

@@ -186,9 +186,16 @@ class AsyncClient:
             request.page_token = page.next_page_token
 
     async def get_model(
-        self, name: str, *, include_metadata: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        include_metadata: bool = False,
+        include_tensors: bool = False,
+        timeout: float | None = None,
     ) -> models.GetModelResponse:
-        request = models.GetModelRequest(name=name, include_metadata=include_metadata)
+        request = models.GetModelRequest(
+            name=name, include_metadata=include_metadata, include_tensors=include_tensors
+        )
         return await self._quick(self._models.GetModel, request, timeout)
 
     async def get_model_status(

@@ -117,3 +117,4 @@ class LoadOptions(TypedDict, total=False):
     repack: bool | None
     kv_unified: bool | None
     keep_alive: Seconds | None
+    pinned: bool | None

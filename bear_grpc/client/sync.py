@@ -189,10 +189,17 @@ class Client:
             request.page_token = page.next_page_token
 
     def get_model(
-        self, name: str, *, include_metadata: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        include_metadata: bool = False,
+        include_tensors: bool = False,
+        timeout: float | None = None,
     ) -> models.GetModelResponse:
-        """One model, with its GGUF metadata if asked for."""
-        request = models.GetModelRequest(name=name, include_metadata=include_metadata)
+        """One model, or a file on the hub; with its GGUF metadata and tensors if asked for."""
+        request = models.GetModelRequest(
+            name=name, include_metadata=include_metadata, include_tensors=include_tensors
+        )
         return self._quick(self._models.GetModel, request, timeout)
 
     def get_model_status(self, name: str, *, timeout: float | None = None) -> models.GetModelStatusResponse:
@@ -212,12 +219,15 @@ class Client:
         revision: str | None = None,
         timeout: float | None = None,
     ) -> Stream[models.PullModelResponse]:
-        """Downloads a model. Leaving the stream does not stop it; `cancel_pull` does."""
+        """Downloads a model: a name of the catalog, or a file on the hub.
+
+        Leaving the stream does not stop the download; `cancel_pull` does.
+        """
         request = requests.pull_model(name, repo_id, file, revision)
         return self._stream(self._models.PullModel, request, timeout)
 
     def cancel_pull(self, name: str, *, timeout: float | None = None) -> models.CancelPullResponse:
-        """Stops a download."""
+        """Stops a download; what has come is kept for the next one."""
         return self._quick(self._models.CancelPull, models.CancelPullRequest(name=name), timeout)
 
     def load_model(
@@ -253,7 +263,7 @@ class Client:
     def prune_models(
         self, *, dry_run: bool = False, timeout: float | None = None
     ) -> models.PruneModelsResponse:
-        """Removes files that no model uses."""
+        """Removes partial downloads and files that no model uses; `dry_run` only tells which."""
         return self._unary(self._models.PruneModels, models.PruneModelsRequest(dry_run=dry_run), timeout)
 
     def estimate_memory(
@@ -266,7 +276,7 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[LoadOptions],
     ) -> models.EstimateMemoryResponse:
-        """What a load with these options would take."""
+        """What a load with these options would take, without loading; of a file on the hub too."""
         request = requests.estimate_memory(name, repo_id, file, revision, options)
         return self._unary(self._models.EstimateMemory, request, timeout)
 

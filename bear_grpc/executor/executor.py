@@ -118,9 +118,16 @@ class ModelExecutor:
         return len(set(self._generations.values()))
 
     async def load(
-        self, path: Path, options: LoadOptions, cores: int, costs: Sequence[CostTable] = ()
+        self,
+        path: Path,
+        options: LoadOptions,
+        cores: int,
+        costs: Sequence[CostTable] = (),
+        chat_template: str | None = None,
     ) -> Ready:
         """Starts the worker and loads the model. On any error the worker is gone.
+
+        `chat_template` takes the place of the file's own.
 
         Raises what the worker says (ModelFileInvalid, InvalidField, …) or
         EngineStartFailed when it dies before it is ready.
@@ -138,6 +145,7 @@ class ModelExecutor:
                 step_target_s=limits.step_target_s,
                 share_prefixes=limits.share_prefixes,
                 cost_tables=list(costs),
+                chat_template=chat_template,
             )
             self._link.send(frame)
             ready = await self._ready

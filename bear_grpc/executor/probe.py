@@ -7,14 +7,17 @@ from pathlib import Path
 
 from ..errors import BackendError, from_record
 from ..protocol import Failed, Probe, ProbeResult, ToServer
+from ..types import LoadOptions
 from .link import WorkerLink
 from .spawner import Spawner
 
 PROBE_TIMEOUT_S = 60.0
 
 
-async def probe(spawner: Spawner, path: Path | None = None) -> ProbeResult:
-    """Versions and devices; with `path` also a dry load of that file.
+async def probe(
+    spawner: Spawner, path: Path | None = None, options: LoadOptions | None = None, cores: int = 1
+) -> ProbeResult:
+    """Versions and devices; with `path` also a dry load of that file, with `options` a dry context too.
 
     Raises what a load of the file would raise, and BackendError when the
     worker dies of it or takes longer than PROBE_TIMEOUT_S.
@@ -34,7 +37,7 @@ async def probe(spawner: Spawner, path: Path | None = None) -> ProbeResult:
             answer.set_exception(BackendError(f"the probe ended ({how})"))
 
     link = await WorkerLink.start("probe", spawner, take, end)
-    link.send(Probe(None if path is None else str(path)))
+    link.send(Probe(None if path is None else str(path), options, cores))
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await answer

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from ..store.files import write_whole
 from ..types import CostTable, StepCost
-from .files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,26 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..errors import ModelFileInvalid, ModelFileNotFound
 from ..executor.executor import ModelExecutor
 from ..params import DEFAULT_MAX_TOKENS, GenerationDefaults, SamplingParams
 from ..protocol import Ready
-from ..types import CostTable, EngineStats, LoadOptions, LoadStage, ModelState, StateReason
+from ..types import (
+    CostTable,
+    EngineStats,
+    HubSource,
+    LoadOptions,
+    LoadStage,
+    ModelFile,
+    ModelState,
+    PullProgress,
+    StateReason,
+)
 from .gguf import GgufError, GgufHeader, read_header
+from .gguf_parts import parts_of, read_headers
+from .transitions import WITH_EXECUTOR, WITH_READY, check_transition
 
 # llama.cpp's metadata keys for sampling values (llama-arch.cpp, LLM_KV_GENERAL_SAMPLING_*).
 SAMPLING_KEYS = {
@@ -22,16 +36,6 @@ SAMPLING_KEYS = {
     "min_p": "general.sampling.min_p",
     "repetition_penalty": "general.sampling.penalty_repeat",
     "repetition_window": "general.sampling.penalty_last_n",
-}
-
-# Every transition that exists.
-TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
-    ModelState.AVAILABLE: frozenset({ModelState.LOADING, ModelState.ABSENT}),
-    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.AVAILABLE}),
-    ModelState.READY: frozenset({ModelState.UNLOADING, ModelState.FAILED}),
-    ModelState.UNLOADING: frozenset({ModelState.AVAILABLE}),
-    ModelState.FAILED: frozenset({ModelState.LOADING, ModelState.ABSENT}),
-    ModelState.ABSENT: frozenset({ModelState.LOADING}),
 }
 
 
@@ -53,12 +57,28 @@ class ModelStatus:
     pid: int = 0
     in_flight: int = 0
     stats: EngineStats = dataclasses.field(default_factory=EngineStats)
+    pull: PullProgress | None = None
+    expires: datetime.datetime | None = None
+    is_known: bool = True  # False: the last word of a model that has been forgotten
+
+    def is_step_after(self, before: ModelStatus) -> bool:
+        """Whether nothing but progress and numbers has changed since `before`, of the same model."""
+        return (self.state, self.reason, self.since, self.is_known) == (
+            before.state,
+            before.reason,
+            before.since,
+            before.is_known,
+        )
 
 
 def header_of(path: Path) -> GgufHeader:
-    """The file's header, checked. Blocking. Raises ModelFileNotFound, ModelFileInvalid."""
+    """A model's header, checked; of all its files if it is split. Blocking.
+
+    Raises ModelFileNotFound, ModelFileInvalid.
+    """
     try:
-        return read_header(path)
+        header = read_header(path)
+        return header if header.split_count == 1 else read_headers(parts_of(path, header.split_count))
     except FileNotFoundError as exc:
         raise ModelFileNotFound(str(path)) from exc
     except GgufError as exc:
@@ -69,10 +89,14 @@ def header_of(path: Path) -> GgufHeader:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ModelEntry:
-    """A known model. Event loop only; the manager moves it between states."""
+    """A known model. Event loop only; the manager and the shelf move it between states.
+
+    `path` is None while its file is not here. `keep_alive_s` and `pinned` are
+    those in force: of the last load, or what the next one will have.
+    """
 
     name: str
-    path: Path
+    path: Path | None
     is_embedded: bool
     description: str = ""
     aliases: tuple[str, ...] = ()
@@ -92,17 +116,56 @@ class ModelEntry:
     ready: Ready | None = None
     load_seconds: float = 0.0
     cost_tables: list[CostTable] = dataclasses.field(default_factory=list)
+    source: HubSource | None = None
+    files: tuple[ModelFile, ...] = ()
+    is_listed: bool = False  # in a catalog
+    expected_sha256: str = ""  # as its catalog tells it
+    chat_template: str | None = None  # in place of the file's own
+    license: str = ""
+    gpu_note: str = ""
+    pull: PullProgress | None = None
+    keep_alive_s: float = -1.0
+    pinned: bool = False
+    expires: datetime.datetime | None = None
 
     def move(self, state: ModelState, reason: StateReason | None = None, message: str = "") -> None:
         """To another state; leaving a state forgets what belonged to it."""
-        if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.name}: {self.state.name} -> {state.name}")
+        check_transition(self.name, self.state, state)
         self.state, self.reason, self.message, self.since = state, reason, message, _now()
         self.stage, self.fraction = None, 0.0
-        if state not in (ModelState.READY, ModelState.UNLOADING):
+        if state is not ModelState.READY:
+            self.expires = None
+        if state not in WITH_READY:
             self.ready = None
-        if state in (ModelState.AVAILABLE, ModelState.FAILED, ModelState.ABSENT):
+        if state not in WITH_EXECUTOR:
             self.executor = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is loaded and takes requests."""
+        return self.state is ModelState.READY
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it is loaded, loading or unloading: its file must stay."""
+        return self.state in WITH_EXECUTOR
+
+    @property
+    def file(self) -> Path:
+        """Where its file is. Raises ModelFileNotFound while it is not here."""
+        self.check_file()
+        assert self.path is not None
+        return self.path
+
+    def check_file(self) -> None:
+        """Raises ModelFileNotFound for a model that has not been downloaded."""
+        if self.path is None:
+            raise ModelFileNotFound(f"{self.name} is not on this server: pull it first")
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chat messages can be rendered, by its catalog's template or the file's."""
+        return self.chat_template is not None or (self.header is not None and self.header.has_chat_template)
 
     def sampling(self, seed: int) -> SamplingParams:
         """The model's configured values over those of its file, over the server's."""
@@ -141,14 +204,23 @@ class ModelEntry:
             since=self.since,
             stage=self.stage,
             fraction=self.fraction,
-            options=self.ready.options if self.ready else (self.asked if executor else None),
+            options=self._effective_options(),
             weights_bytes=self.ready.info.weights_bytes if self.ready else 0,
             kv_cache_bytes=self.ready.kv_cache_bytes if self.ready else 0,
             process_bytes=executor.memory_bytes if executor and with_memory else 0,
             pid=executor.pid if executor else 0,
             in_flight=executor.in_flight if executor else 0,
             stats=executor.stats if executor else EngineStats(),
+            pull=self.pull,
+            expires=self.expires,
         )
+
+    def _effective_options(self) -> LoadOptions | None:
+        """What the worker has chosen, else what is asked of it; with the model's own life."""
+        if self.executor is None:
+            return None
+        options = self.ready.options if self.ready else self.asked
+        return msgspec.structs.replace(options, keep_alive_s=self.keep_alive_s, pinned=self.pinned)
 
 
 def _now() -> datetime.datetime:

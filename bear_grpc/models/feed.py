@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator, Callable, Iterator
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from ..errors import SlowConsumer
-from ..types import ModelState
 from .entry import ModelStatus
 
-MAX_QUEUED = 1024
+MAX_QUEUED = 256
 
 
 class Watcher:
-    """One reader's queue. Progress steps that nobody has read yet replace each other."""
+    """One reader's queue. A reader that keeps up gets every change, in order.
 
-    def __init__(self) -> None:
-        self._queue: collections.deque[ModelStatus] = collections.deque()
+    Steps of progress that nobody has read yet replace each other. A reader that
+    is MAX_QUEUED changes late gets the latest status of each model, in the order
+    in which they came, until it has caught up: its queue is never longer than
+    that bound and the number of models.
+    """
+
+    def __init__(self, snapshot: Iterable[ModelStatus] = ()) -> None:
+        self._queue: collections.OrderedDict[int, ModelStatus] = collections.OrderedDict()
+        # Where in the queue the last word of each model is.
+        self._last: dict[str, int] = {}
+        self._numbers = itertools.count()
+        self._late = False
         self._changed = asyncio.Event()
         self._closed = False
-        self._overrun = False
+        for status in snapshot:
+            self._append(status)
 
     def put(self, status: ModelStatus) -> None:
-        """Adds a change; a reader that is MAX_QUEUED transitions late gets SlowConsumer."""
-        last = self._queue[-1] if self._queue else None
-        loading = status.state is ModelState.LOADING
-        if loading and last and last.state is ModelState.LOADING and last.name == status.name:
-            self._queue.pop()
-        elif len(self._queue) >= MAX_QUEUED:
-            self._overrun = True
-        if not self._overrun:
-            self._queue.append(status)
+        """Adds a change; never blocks."""
+        place = self._last.get(status.name)
+        if place is not None and status.is_step_after(self._queue[place]):
+            self._queue[place] = status
+        else:
+            if place is not None and self._late:
+                del self._queue[place]
+            self._append(status)
+            if not self._late and len(self._queue) > MAX_QUEUED:
+                self._coalesce()
         self._changed.set()
 
     def close(self) -> None:
@@ -40,16 +51,37 @@ class Watcher:
         self._closed = True
         self._changed.set()
 
+    @property
+    def backlog(self) -> int:
+        """Changes that have not been read."""
+        return len(self._queue)
+
     async def __aiter__(self) -> AsyncIterator[ModelStatus]:
         while True:
             while self._queue:
-                yield self._queue.popleft()
-            if self._overrun:
-                raise SlowConsumer(0.0)
+                yield self._take()
+            self._late = False
             if self._closed:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    def _append(self, status: ModelStatus) -> None:
+        self._last[status.name] = place = next(self._numbers)
+        self._queue[place] = status
+
+    def _take(self) -> ModelStatus:
+        place, status = self._queue.popitem(last=False)
+        if self._last[status.name] == place:
+            del self._last[status.name]
+        return status
+
+    def _coalesce(self) -> None:
+        """Keeps the last word of each model, and no other from now on."""
+        self._late = True
+        kept = set(self._last.values())
+        for place in [place for place in self._queue if place not in kept]:
+            del self._queue[place]
 
 
 class StatusFeed:
@@ -72,9 +104,9 @@ class StatusFeed:
         self._listeners.append(listener)
 
     @contextmanager
-    def watch(self) -> Iterator[Watcher]:
-        """A queue of all changes from now on."""
-        watcher = Watcher()
+    def watch(self, snapshot: Iterable[ModelStatus] = ()) -> Iterator[Watcher]:
+        """A queue of `snapshot`, taken at this moment, and of all changes from now on."""
+        watcher = Watcher(snapshot)
         self._watchers.add(watcher)
         if self._closed:
             watcher.close()

@@ -1,4 +1,4 @@
-"""Reads the header of an untrusted GGUF file, and checks that the file is all there.
+"""Reads the header of an untrusted GGUF file, here or elsewhere, and checks that the file is all there.
 
 Pure Python, so that a hostile file costs an exception and not the process. The rules are those of llama.cpp's
 own parser (ggml/src/gguf.cpp). Knows nothing of engines, of the store or of the API.
@@ -11,11 +11,20 @@ from collections.abc import Container
 from math import inf, prod
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 from .gguf_types import SCALAR_TYPES, TENSOR_TYPES, ArraySummary, GgufHeader, MetadataValue, TensorInfo
 
-__all__ = ["ArraySummary", "GgufError", "GgufHeader", "MetadataValue", "TensorInfo", "read_header"]
+__all__ = [
+    "ArraySummary",
+    "GgufError",
+    "GgufHeader",
+    "MetadataValue",
+    "Source",
+    "TensorInfo",
+    "read_header",
+    "read_header_from",
+]
 
 # What a file may cost: below 50 MB of memory and a second. Honest headers have tens of entries, up to a few
 # thousand tensors, and up to a million strings: the largest vocabularies with their merges.
@@ -28,8 +37,12 @@ MAX_ARRAY_STRINGS = 2_000_000  # in all arrays together
 MAX_TEXT_BYTES = 2 << 20  # kept of all strings together; one that does not fit is summarised
 MAX_READ_BYTES = 64 << 20
 KEPT_ARRAY_LENGTH = 16
-_WINDOW_BYTES = 256 << 10
+KEPT_INTEGERS = 1_024  # of one array: numbers of layers
+MAX_KEPT_INTEGERS = 65_536  # of all arrays longer than KEPT_ARRAY_LENGTH together
+# A read of a file elsewhere is a request: few for a long header, and little too much for a short one.
+FIRST_READ_BYTES, LARGEST_READ_BYTES = 256 << 10, 1 << 20
 _STRING_TYPE, _ARRAY_TYPE = 8, 9
+_REAL_TYPES = (6, 12)
 _U32, _U64 = Struct("<I"), Struct("<Q")
 
 
@@ -40,6 +53,25 @@ class GgufError(Exception):
         super().__init__(f"{problem} (byte {offset:,})")
         self.problem = problem
         self.offset = offset
+
+
+class Source(Protocol):
+    """A file whose bytes can be had in ranges: on this machine, or of a server."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on, which lie within the file; fewer only if it became shorter."""
+
+
+class _OpenFile:
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd, self.size = fd, size
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._fd, count, offset)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -60,20 +92,29 @@ def read_header(path: Path) -> GgufHeader:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise GgufError("not a regular file", 0)
-        return _Reader(fd, status.st_size).read_header()
+        return read_header_from(_OpenFile(fd, status.st_size))
     finally:
         os.close(fd)
+
+
+def read_header_from(source: Source) -> GgufHeader:
+    """The checked header of a file that may be elsewhere, in few and growing reads.
+
+    Raises GgufError as `read_header`, and whatever the source raises.
+    """
+    return _Reader(source).read_header()
 
 
 class _Reader:
     """Walks a file once, front to back, through a window. `_at` is where the last number read begins."""
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd, self._size = fd, size
+    def __init__(self, source: Source) -> None:
+        self._source, self._size = source, source.size
+        self._read_size = FIRST_READ_BYTES
         self._position = self._at = 0
         self._window, self._window_start = b"", 0
         self._bytes_left, self._text_left = MAX_READ_BYTES, MAX_TEXT_BYTES
-        self._strings_left = MAX_ARRAY_STRINGS
+        self._strings_left, self._integers_left = MAX_ARRAY_STRINGS, MAX_KEPT_INTEGERS
 
     def read_header(self) -> GgufHeader:
         if self._size == 0:
@@ -134,7 +175,7 @@ class _Reader:
             raise self._error(f"{what} has {count:,} entries, more than the rest of the file can hold")
         summary = ArraySummary(name, count)
         if element_type != _STRING_TYPE:
-            if count <= KEPT_ARRAY_LENGTH:
+            if count <= KEPT_ARRAY_LENGTH or self._can_keep(element_type, count):
                 return tuple(self._read_number(number, what) for _ in range(count))
             self._position += count * number.size
             return summary
@@ -147,6 +188,12 @@ class _Reader:
             return kept if len(kept) == count else summary
         self._skip_strings(count, what)
         return summary
+
+    def _can_keep(self, element_type: int, count: int) -> bool:
+        if element_type in _REAL_TYPES or count > min(KEPT_INTEGERS, self._integers_left):
+            return False
+        self._integers_left -= count
+        return True
 
     def _read_tensors(self, count: int, alignment: int) -> tuple[TensorInfo, ...]:
         tensors: dict[str, TensorInfo] = {}
@@ -238,8 +285,9 @@ class _Reader:
             raise GgufError(f"the file ends inside {what}", self._position)
         if self._bytes_left <= 0:
             raise GgufError(f"the header takes more than {MAX_READ_BYTES:,} bytes", self._position)
-        wanted = min(max(count, _WINDOW_BYTES), self._size - self._position)
-        self._window, self._window_start = os.pread(self._fd, wanted, self._position), self._position
+        wanted = min(max(count, self._read_size), self._size - self._position)
+        self._window, self._window_start = self._source.read(self._position, wanted), self._position
+        self._read_size = min(2 * self._read_size, LARGEST_READ_BYTES)
         self._bytes_left -= len(self._window)
         if len(self._window) < count:
             raise GgufError("the file became shorter while it was read", self._position)

@@ -3,12 +3,13 @@
 Reading and checking a file is in `gguf.py`.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from struct import Struct
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 Scalar: TypeAlias = bool | int | float | str
+
+MAX_LAYERS = 1_024  # above LLAMA_MAX_LAYERS of llama.cpp
 
 # id: (name, encoding), enum gguf_type in gguf.h.
 SCALAR_TYPES = {
@@ -43,7 +44,10 @@ FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class ArraySummary:
-    """Stands for an array of more than 16 entries, or for text too long to keep (element type "byte")."""
+    """Stands for an array too long to keep, or for text too long to keep (element type "byte").
+
+    More than 16 entries are too long, of whole numbers and flags more than 1,024: those have one per layer.
+    """
 
     element_type: str
     count: int
@@ -65,8 +69,21 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TypeShare:
+    """What the tensors of one type are of a model."""
+
+    type: str
+    tensor_count: int
+    element_count: int
+    byte_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says about itself. A property is None where it says nothing or has a wrong type."""
+    """What a file says about itself. A property is None where it says nothing or has a wrong type.
+
+    Of a split model: what its first part says, the tensors of all parts, and their size together.
+    """
 
     version: int
     metadata: dict[str, MetadataValue]
@@ -98,8 +115,60 @@ class GgufHeader:
         return self._count("split.count") or 1
 
     @property
+    def split_number(self) -> int | None:
+        """Which of these files this is, from 0 on."""
+        return self._count("split.no")
+
+    @property
     def context_length(self) -> int | None:
-        return self._count(f"{self.architecture}.context_length")
+        return self.number("context_length")
+
+    @property
+    def block_count(self) -> int | None:
+        return self.number("block_count")
+
+    @property
+    def embedding_length(self) -> int | None:
+        return self.number("embedding_length")
+
+    @property
+    def head_counts(self) -> tuple[int, ...] | None:
+        """Query heads of each layer."""
+        return self.per_layer("attention.head_count")
+
+    @property
+    def kv_head_counts(self) -> tuple[int, ...] | None:
+        """Heads of each layer in the KV cache; those of the queries where the file does not say."""
+        return self.per_layer("attention.head_count_kv") or self.head_counts
+
+    @property
+    def key_length(self) -> int | None:
+        """Values of one head's key; an equal share of the embedding where the file does not say."""
+        return self.number("attention.key_length") or self._embedding_share
+
+    @property
+    def value_length(self) -> int | None:
+        return self.number("attention.value_length") or self._embedding_share
+
+    @property
+    def sliding_window(self) -> int | None:
+        return self.number("attention.sliding_window")
+
+    @property
+    def expert_count(self) -> int | None:
+        return self.number("expert_count")
+
+    @property
+    def expert_used_count(self) -> int | None:
+        return self.number("expert_used_count")
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Tokens of the tokenizer; the declared number where there is no list of them."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, ArraySummary):
+            return min(tokens.count, 2**31 - 1)
+        return len(tokens) if isinstance(tokens, tuple) else self.number("vocab_size")
 
     @property
     def tokenizer_model(self) -> str | None:
@@ -125,16 +194,54 @@ class GgufHeader:
         declared = self._count("general.file_type")
         if declared in FILE_TYPES:
             return FILE_TYPES[declared]
-        sizes = Counter[str]()
+        return next((share.type for share in self.quantization_mix), None)
+
+    @property
+    def quantization_mix(self) -> tuple[TypeShare, ...]:
+        """Each tensor type with what is of it, most bytes first."""
+        found: dict[str, list[TensorInfo]] = {}
         for tensor in self.tensors:
-            sizes[tensor.type] += tensor.byte_count
-        return max(sizes, key=sizes.__getitem__, default=None)
+            found.setdefault(tensor.type, []).append(tensor)
+        shares = [
+            TypeShare(
+                name,
+                len(tensors),
+                sum(tensor.element_count for tensor in tensors),
+                sum(tensor.byte_count for tensor in tensors),
+            )
+            for name, tensors in found.items()
+        ]
+        return tuple(sorted(shares, key=lambda share: share.byte_count, reverse=True))
+
+    def number(self, name: str) -> int | None:
+        """A number that the architecture defines: "context_length" of a llama is `llama.context_length`."""
+        return self._count(f"{self.architecture}.{name}")
+
+    def per_layer(self, name: str) -> tuple[int, ...] | None:
+        """A number of each layer, written as a list of them or as one for all; None if the list is short."""
+        value, layers = self.metadata.get(f"{self.architecture}.{name}"), self.block_count
+        if layers is None or layers > MAX_LAYERS:
+            return None
+        if isinstance(value, tuple):
+            counts = tuple(entry for entry in value[:layers] if _is_count(entry))
+            return counts if len(counts) == layers else None
+        count = self.number(name)
+        return None if count is None else (count,) * layers
+
+    @property
+    def _embedding_share(self) -> int | None:
+        heads, width = self.head_counts, self.embedding_length
+        return width // heads[0] if heads and heads[0] and width is not None else None
 
     def _text(self, key: str) -> str | None:
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def _count(self, key: str) -> int | None:
-        """A whole number from 0 to 2**31 - 1: what fits each integer type it may be given to."""
         value = self.metadata.get(key)
-        return value if type(value) is int and 0 <= value < 2**31 else None
+        return value if _is_count(value) else None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """A whole number from 0 to 2**31 - 1: what fits each integer type it may be given to."""
+    return type(value) is int and 0 <= value < 2**31

@@ -1,106 +1,137 @@
-"""The life of loaded models: who loads, who waits for a load, who is ended."""
+"""The life of loaded models: who loads, who waits for a load, who is unloaded when."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
-import time
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
 
 from ..errors import (
-    BackendError,
     BearError,
     Draining,
     InvalidField,
     LoadConflict,
+    LoadCooldown,
     ModelAlreadyLoaded,
     ModelNotLoaded,
     ModelUnloaded,
-    WorkerCrashed,
 )
 from ..executor.executor import ExecutorLimits, ModelExecutor
 from ..executor.share import CpuShare
 from ..executor.spawner import Spawner
-from ..protocol import Progress
-from ..types import CostTable, LoadOptions, ModelState, StateReason
-from .costs import CostStore, is_sound
-from .entry import ModelEntry, header_of
+from ..types import LoadOptions, ModelState, StateReason
+from .clock import Clock, LoopClock
+from .cooldown import Cooldown
+from .cost_keeping import CostKeeper
+from .costs import CostStore
+from .entry import ModelEntry, ModelStatus
+from .eviction import Plan, Room
+from .keeping import HOLD_S, KeepAlive
+from .loader import ExecutorFactory, Loader
 from .shelf import Shelf
+from .unloads import Unloaded, Unloads
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Unloaded:
-    """What an unload gave back, and how many requests it cut."""
-
-    released_bytes: int
-    cancelled: int
+EnsureFile = Callable[[str], Awaitable[None]]
 
 
 class ModelManager:
     """Event loop only. Loads and unloads go on when their callers leave."""
 
     def __init__(
-        self, shelf: Shelf, *, spawner: Spawner, costs: CostStore, limits: ExecutorLimits, cores: int
+        self,
+        shelf: Shelf,
+        *,
+        spawner: Spawner,
+        costs: CostStore,
+        limits: ExecutorLimits,
+        cores: int,
+        keep_alive_s: float = -1.0,
+        ensure_file: EnsureFile | None = None,
+        plan: Plan | None = None,
+        executor_factory: ExecutorFactory = ModelExecutor,
+        clock: Clock | None = None,
     ) -> None:
+        """`keep_alive_s` is of models that name none, negative: for ever. `ensure_file` gets the name of
+        a model that is needed and has no file here, and returns when it has; `plan` tells what a load
+        takes of the memory.
+        """
+        clock = clock or LoopClock()
         self._shelf = shelf
-        self._costs = costs
-        self._spawner = spawner
-        self._limits = limits
-        self._cores = cores
+        self._keep_alive_s = keep_alive_s
+        self._ensure_file = ensure_file
+        self._costs = CostKeeper(costs)
+        self._keep = KeepAlive(clock, self._on_expired)
+        self._cooldown = Cooldown(clock)
         self._share = CpuShare()
         self._loads: dict[str, asyncio.Task[None]] = {}
-        self._unloads: dict[str, asyncio.Task[Unloaded]] = {}
-        # Files follow each other in the order of the measurements.
-        self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._unloads = Unloads(shelf, self._loads)
+        self._loader = Loader(
+            shelf,
+            Room(plan, longest_idle=self._longest_idle, evict=self._unloads.begin_own),
+            spawner=spawner,
+            share=self._share,
+            costs=self._costs,
+            limits=limits,
+            cores=cores,
+            factory=executor_factory,
+            cooldown=self._cooldown,
+        )
         self.draining = False
+        shelf.feed.listen(self._on_change)
 
     async def load(self, name: str, options: LoadOptions | None = None) -> tuple[ModelEntry, float]:
         """Loads a model, joins a load under way, or finds it loaded; with the seconds it took.
 
-        Raises LoadConflict, ModelAlreadyLoaded, and what the load raises.
+        It is tried at once, however often it has failed. Of a model that is loaded, other `keep_alive_s`
+        and `pinned` are taken over. Raises LoadConflict, ModelAlreadyLoaded, and what the load raises.
         """
-        entry = self._shelf.get(name)
+        if self.draining:
+            raise Draining()
+        entry = await self._with_file(name)
+        await self._unloads.settle(entry)
         task = self._begin_load(entry, options or LoadOptions())
         if task is None:
             return entry, 0.0
         await asyncio.shield(task)
         return entry, entry.load_seconds
 
-    async def executor(self, name: str, *, load_if_needed: bool = True) -> ModelExecutor:
-        """The executor of a model, loaded first if need be and allowed.
+    @asynccontextmanager
+    async def using(
+        self, name: str, keep_alive_s: float | None = None, *, load_if_needed: bool = True
+    ) -> AsyncIterator[ModelExecutor]:
+        """The executor of a model, downloaded and loaded first if need be and allowed, for one use of it.
 
-        Raises ModelNotLoaded, ModelUnloaded, Draining, and what the load raises.
+        As long as the use lasts, the model is neither unloaded for others nor for being idle; after it,
+        `keep_alive_s` is how long the model stays: None the model's own time, 0 not at all, negative for
+        ever. Raises Draining, ModelNotFound, ModelFileNotFound, ModelNotLoaded, ModelUnloaded,
+        LoadCooldown, and what a download or a load raises.
         """
         if self.draining:
             raise Draining()
-        entry = self._shelf.get(name)
-        if entry.state is ModelState.UNLOADING:
-            raise ModelUnloaded(entry.name)
-        if entry.state is not ModelState.READY:
-            if not load_if_needed and entry.state is not ModelState.LOADING:
-                raise ModelNotLoaded(entry.name)
-            await self.load(entry.name)
-        if entry.executor is None:
-            raise ModelUnloaded(entry.name)
-        return entry.executor
+        entry = await self._with_file(name) if load_if_needed else self._shelf.get(name)
+        self._keep.begin(entry)
+        try:
+            yield await self._executor(entry, load_if_needed)
+        finally:
+            self._keep.end(entry, keep_alive_s)
+
+    async def executor(
+        self, name: str, *, load_if_needed: bool = True, hold_s: float = HOLD_S
+    ) -> ModelExecutor:
+        """As `using`, for a short call: the use is taken to last `hold_s` from the moment it is loaded."""
+        async with self.using(name, load_if_needed=load_if_needed) as executor:
+            self._keep.hold(self._shelf.get(executor.name), hold_s)
+            return executor
 
     async def unload(self, name: str, drain_timeout_s: float) -> Unloaded:
         """Ends a model's worker; joins an unload under way. Raises ModelNotLoaded."""
-        entry = self._shelf.get(name)
-        task = self._unloads.get(entry.name)
-        if task is None:
-            if entry.state not in (ModelState.LOADING, ModelState.READY):
-                raise ModelNotLoaded(entry.name)
-            task = asyncio.create_task(self._unload(entry, drain_timeout_s))
-            self._unloads[entry.name] = task
-            task.add_done_callback(functools.partial(_forget, self._unloads, entry.name))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._unloads.begin(self._shelf.get(name), drain_timeout_s))
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new and waits for what runs and waits, up to `timeout_s`."""
@@ -115,29 +146,72 @@ class ModelManager:
     async def close(self) -> None:
         """Ends every worker; nothing is loaded from now on."""
         self.draining = True
+        self._keep.close()
         for entry in self._shelf.list():
             if entry.state is ModelState.UNLOADING and entry.executor is not None:
                 # Its drain may have hours left: what it waits for ends here.
                 await entry.executor.stop()
-        busy = [entry.name for entry in self._shelf.list() if entry.executor is not None]
-        await asyncio.gather(*(self.unload(name, 0.0) for name in busy), return_exceptions=True)
-        await asyncio.gather(*self._keeping.values())
+        busy = [entry.name for entry in self._shelf.list() if entry.is_in_use]
+        ends = await asyncio.gather(*(self.unload(name, 0.0) for name in busy), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception) and not isinstance(end, BearError):  # some were gone already
+                log.error("an unload failed", exc_info=end)
+        await self._costs.close()
+
+    async def _with_file(self, name: str) -> ModelEntry:
+        """A model whose file is here, or was when it was registered; downloaded if need be and allowed."""
+        entry = self._shelf.find(name)
+        is_missing = entry is not None and entry.source is not None and entry.path is None
+        if self._ensure_file is not None and (is_missing or (entry is None and "/" in name)):
+            await self._ensure_file(name)
+        entry = self._shelf.get(name)
+        entry.check_file()
+        return entry
+
+    async def _executor(self, entry: ModelEntry, load_if_needed: bool) -> ModelExecutor:
+        await self._unloads.settle(entry)
+        if entry.state is ModelState.UNLOADING:
+            raise ModelUnloaded(entry.name)
+        if entry.state is not ModelState.READY:
+            if not load_if_needed and entry.state is not ModelState.LOADING:
+                raise ModelNotLoaded(entry.name)
+            self._check_cooldown(entry)
+            task = self._begin_load(entry, LoadOptions())
+            if task is not None:
+                await asyncio.shield(task)
+        if entry.state is not ModelState.READY or entry.executor is None:
+            raise ModelUnloaded(entry.name)
+        return entry.executor
+
+    def _check_cooldown(self, entry: ModelEntry) -> None:
+        """Raises LoadCooldown for a load that nobody has asked for by name, too soon after a failure."""
+        left_s = self._cooldown.left_s(entry.name)
+        if entry.state is not ModelState.FAILED or left_s <= 0:
+            return
+        if entry.reason is not StateReason.COOLDOWN:
+            entry.reason = StateReason.COOLDOWN
+            self._shelf.feed.publish(entry.status())
+        raise LoadCooldown(entry.name, entry.message, left_s)
 
     def _begin_load(self, entry: ModelEntry, options: LoadOptions) -> asyncio.Task[None] | None:
         """The task of a load, begun or joined; None if the model is loaded as asked."""
         if self.draining:
             raise Draining()
+        # What belongs to the model's life may change while it lives.
+        of_load = msgspec.structs.replace(options, keep_alive_s=None, pinned=None)
         match entry.state:
             case ModelState.READY:
                 assert entry.ready is not None
                 # What was asked for the first time may differ from what it came to.
-                differing = set(options.differing(entry.ready.options)) & set(options.differing(entry.asked))
+                differing = set(of_load.differing(entry.ready.options)) & set(of_load.differing(entry.asked))
                 if differing:
                     raise ModelAlreadyLoaded(entry.name, sorted(differing))
+                self._change_life(entry, options)
                 return None
             case ModelState.LOADING:
-                if options.differing(entry.asked):
+                if of_load.differing(entry.asked):
                     raise LoadConflict(entry.name, "is being loaded with other options")
+                self._change_life(entry, options)
                 return self._loads[entry.name]
             case ModelState.UNLOADING:
                 raise LoadConflict(entry.name, "is being unloaded")
@@ -145,110 +219,47 @@ class ModelManager:
         if longest and options.context_length and options.context_length > longest:
             limit = f"must be 1 to {longest}, the model's own context; is {options.context_length}"
             raise InvalidField("options.context_length", limit)
-        entry.move(ModelState.LOADING)
-        entry.asked = options.over(entry.load_options)
-        task = asyncio.create_task(self._load(entry))
+        asked = options.over(entry.load_options)
+        entry.keep_alive_s = self._keep_alive_s if asked.keep_alive_s is None else asked.keep_alive_s
+        entry.pinned = bool(asked.pinned)
+        executor = self._loader.begin(entry, asked)
+        task = asyncio.create_task(self._load(entry, executor))
         self._loads[entry.name] = task
         task.add_done_callback(functools.partial(self._load_done, entry))
         return task
 
+    async def _load(self, entry: ModelEntry, executor: ModelExecutor) -> None:
+        await self._loader.run(entry, executor)
+        self._keep.rest(entry)
+
     def _load_done(self, entry: ModelEntry, task: asyncio.Task[None]) -> None:
-        _forget(self._loads, entry.name, task)
-        error = task.exception()
+        # Another load may have taken its place at the moment at which it failed.
+        if self._loads.get(entry.name) is task:
+            del self._loads[entry.name]
+        error = None if task.cancelled() else task.exception()
         if error is not None:
             log.warning("loading %s failed: %s", entry.name, error)
 
-    async def _load(self, entry: ModelEntry) -> None:
-        began = time.monotonic()
-
-        def on_progress(progress: Progress) -> None:
-            entry.stage, entry.fraction = progress.stage, progress.fraction
+    def _change_life(self, entry: ModelEntry, options: LoadOptions) -> None:
+        """Takes over how long a loaded model is kept, and whether it must stay."""
+        if options.pinned is not None:
+            entry.pinned = options.pinned
+        if options.keep_alive_s is not None:
+            entry.keep_alive_s = options.keep_alive_s
+            self._keep.rest(entry)
+        if options.pinned is not None or options.keep_alive_s is not None:
             self._shelf.feed.publish(entry.status())
 
-        def on_costs(tables: list[CostTable]) -> None:
-            self._keep_costs(entry, tables)
+    def _on_change(self, status: ModelStatus) -> None:
+        entry = self._shelf.find(status.name)
+        if entry is not None and not entry.is_ready:
+            self._keep.stop(entry)
 
-        def on_crash(how: str) -> None:
-            if entry.state is not ModelState.UNLOADING:  # an unload ends as it would have
-                self._move(entry, ModelState.FAILED, StateReason.WORKER_CRASHED, f"the worker ended: {how}")
+    def _on_expired(self, entry: ModelEntry) -> None:
+        self._unloads.begin_own(entry, "nobody has used it for its keep_alive_s")
 
-        entry.executor = executor = ModelExecutor(
-            entry.name,
-            spawner=self._spawner,
-            share=self._share,
-            limits=self._limits,
-            on_progress=on_progress,
-            on_costs=on_costs,
-            on_crash=on_crash,
-        )
-        self._shelf.feed.publish(entry.status())
-        try:
-            if not entry.is_embedded:
-                # The path may have become a link since it was registered.
-                await asyncio.to_thread(self._shelf.resolve, str(entry.path))
-            entry.header = await asyncio.to_thread(header_of, entry.path)
-            entry.cost_tables = await asyncio.to_thread(self._costs.read, entry.path)
-            entry.ready = await executor.load(entry.path, entry.asked, self._cores, entry.cost_tables)
-        except asyncio.CancelledError:
-            self._move(entry, ModelState.AVAILABLE)
-            raise ModelUnloaded(entry.name) from None
-        except BearError as exc:
-            self._move(entry, ModelState.FAILED, StateReason.LOAD_FAILED, exc.message)
-            raise
-        except Exception as exc:
-            log.exception("loading %s failed", entry.name)
-            self._move(entry, ModelState.FAILED, StateReason.LOAD_FAILED, "internal error")
-            raise BackendError("the load failed") from exc
-        if entry.state is not ModelState.LOADING:  # it died between its last word and this line
-            raise WorkerCrashed(entry.name, entry.message)
-        entry.load_seconds = time.monotonic() - began
-        self._move(entry, ModelState.READY)
-        log.info("%s is ready after %.2f s", entry.name, entry.load_seconds)
-
-    async def _unload(self, entry: ModelEntry, drain_timeout_s: float) -> Unloaded:
-        executor = entry.executor
-        if entry.state is ModelState.LOADING or executor is None:
-            task = self._loads.get(entry.name)
-            if task is None:  # it has just failed or crashed
-                raise ModelNotLoaded(entry.name)
-            task.cancel()
-            await asyncio.wait([task])
-            return Unloaded(0, 0)
-        self._move(entry, ModelState.UNLOADING)
-        cancelled = await executor.drain(drain_timeout_s)
-        held = executor.memory_bytes
-        await executor.stop()
-        self._move(entry, ModelState.AVAILABLE)
-        log.info("%s is unloaded, %d bytes are free again", entry.name, held)
-        return Unloaded(held, cancelled)
-
-    def _keep_costs(self, entry: ModelEntry, tables: list[CostTable]) -> None:
-        """Takes what a worker has measured; on the disk it replaces what was there."""
-        if not all(map(is_sound, tables)):
-            log.warning("the worker of %s sent step times that are none", entry.name)
-            return
-        entry.cost_tables = tables
-        writing = self._keeping.get(entry.name)
-        if writing is None or writing.done():
-            task = asyncio.create_task(self._write_costs(entry))
-            self._keeping[entry.name] = task
-            task.add_done_callback(functools.partial(_forget, self._keeping, entry.name))
-
-    async def _write_costs(self, entry: ModelEntry) -> None:
-        """Writes until what is written is what is known."""
-        written: list[CostTable] | None = None
-        while written is not entry.cost_tables:
-            written = entry.cost_tables
-            await asyncio.to_thread(self._costs.write, entry.path, written)
-
-    def _move(
-        self, entry: ModelEntry, state: ModelState, reason: StateReason | None = None, message: str = ""
-    ) -> None:
-        entry.move(state, reason, message)
-        self._shelf.feed.publish(entry.status())
-
-
-def _forget(tasks: dict[str, asyncio.Task[T]], name: str, task: asyncio.Task[T]) -> None:
-    """Removes a task that is done, but not one that has taken its place meanwhile."""
-    if tasks.get(name) is task:
-        del tasks[name]
+    def _longest_idle(self) -> ModelEntry | None:
+        """The model that goes first when another one needs its memory."""
+        entries = self._shelf.list()
+        idle = [e for e in entries if e.is_ready and not e.pinned and not self._keep.is_busy(e)]
+        return min(idle, key=self._keep.used_s, default=None)

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from ..params import GenerationDefaults
+from ..store.files import write_whole
 from ..types import LoadOptions
-from .files import write_whole
 
 log = logging.getLogger(__name__)
 

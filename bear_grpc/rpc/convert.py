@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 from google.protobuf import timestamp_pb2
 
-from ..errors import FeatureUnsupported, FieldViolation, InvalidField
+from ..errors import FieldViolation, InvalidField
 from ..models.entry import ModelEntry, ModelStatus
-from ..models.gguf import ArraySummary, GgufHeader
 from ..params import GenerationDefaults, SamplerKind, SamplingParams
-from ..types import CostTable, KvCacheType, LoadOptions, check
+from ..types import CostTable, HubSource, KvCacheType, LoadOptions, ModelFile, PullProgress, check
 from ..v1 import inference_service_pb2 as inference_pb
 from ..v1 import model_service_pb2 as model_pb
 from ..v1 import types_pb2 as pb
@@ -25,7 +24,6 @@ from ..v1 import types_pb2 as pb
 E = TypeVar("E", bound=enum.Enum)
 T = TypeVar("T")
 
-_INT64_MAX = 2**63 - 1
 # Fields of SamplingParams that are lists in the contract: empty is unset.
 _REPEATED = ("logit_bias", "dry_sequence_breakers", "sampler_order")
 
@@ -68,13 +66,13 @@ def enum_from_proto(number: int, wrapper: Any, prefix: str, kind: type[E], field
 
 def load_options_from_proto(message: pb.LoadOptions, prefix: str = "options") -> LoadOptions:
     """Raises InvalidField naming every field that is out of its limits."""
-    if message.HasField("keep_alive"):
-        raise FeatureUnsupported(f"{prefix}.keep_alive")
     values: dict[str, Any] = {
         name: getattr(message, name)
         for name in LoadOptions.__struct_fields__
-        if name != "kv_cache_type" and message.HasField(name)  # type: ignore[arg-type]
+        if name not in ("kv_cache_type", "keep_alive_s") and message.HasField(name)  # type: ignore[arg-type]
     }
+    if message.HasField("keep_alive"):
+        values["keep_alive_s"] = message.keep_alive.ToNanoseconds() / 1e9
     wrong = Collector()
     number, field = message.kv_cache_type, f"{prefix}.kv_cache_type"
     if message.HasField("kv_cache_type") and number:
@@ -90,7 +88,10 @@ def load_options_from_proto(message: pb.LoadOptions, prefix: str = "options") ->
 def load_options_to_proto(options: LoadOptions) -> pb.LoadOptions:
     values = {name: value for name, value in msgspec.structs.asdict(options).items() if value is not None}
     kind = values.pop("kv_cache_type", None)
+    keep_alive_s = values.pop("keep_alive_s", None)
     message = pb.LoadOptions(**values)
+    if keep_alive_s is not None:
+        message.keep_alive.FromNanoseconds(round(keep_alive_s * 1e9))
     if kind is not None:
         message.kv_cache_type = enum_to_proto(kind, pb.KvCacheType, "KV_CACHE_TYPE")
     return message
@@ -180,6 +181,10 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
     if status.stage is not None:
         stage = enum_to_proto(status.stage, pb.LoadStage, "LOAD_STAGE")
         message.load_progress.CopyFrom(pb.LoadProgress(stage=stage, fraction=status.fraction))
+    if status.pull is not None:
+        message.pull.CopyFrom(pull_progress_to_proto(status.pull))
+    if status.expires is not None:
+        message.expire_time.FromDatetime(status.expires)
     if options is not None:
         message.effective_options.CopyFrom(load_options_to_proto(options))
     if status.weights_bytes and options is not None:
@@ -217,20 +222,17 @@ def cost_table_to_proto(table: CostTable) -> pb.CostTable:
 
 def model_to_proto(entry: ModelEntry) -> pb.Model:
     header, sampling = entry.header, entry.sampling(seed=0)
-    capabilities = [pb.MODEL_CAPABILITY_GENERATE]
-    if header is not None and header.has_chat_template:
+    capabilities = []
+    if header is not None or entry.chat_template is not None:
+        capabilities.append(pb.MODEL_CAPABILITY_GENERATE)
+    if entry.has_chat_template:
         capabilities.append(pb.MODEL_CAPABILITY_CHAT)
-    source = (
-        pb.ModelSource(embedded=pb.EmbeddedSource())
-        if entry.is_embedded
-        else pb.ModelSource(file=pb.FileSource(path=str(entry.path)))
-    )
     described = header.metadata.get("general.description") if header is not None else None
     message = pb.Model(
         name=entry.name,
         aliases=entry.aliases,
         description=entry.description or (described if isinstance(described, str) else ""),
-        source=source,
+        source=_source_to_proto(entry),
         size_bytes=entry.size_bytes,
         sha256=entry.sha256,
         defaults=pb.GenerationDefaults(
@@ -245,37 +247,43 @@ def model_to_proto(entry: ModelEntry) -> pb.Model:
         load_options=load_options_to_proto(entry.load_options),
         status=status_to_proto(entry.status()),
         cost_tables=[cost_table_to_proto(table) for table in entry.cost_tables],
+        capabilities=capabilities,
+        license=entry.license,
+        files=_files_to_proto(entry),
     )
     if header is not None:
         message.architecture = header.architecture or ""
         message.quantization = header.quantization or ""
         message.parameter_count = header.parameter_count
         message.context_length = header.context_length or 0
-        message.license = header.license or ""
-        message.capabilities.extend(capabilities)
+        message.license = header.license or entry.license
     return message
 
 
-def metadata_to_proto(header: GgufHeader) -> list[model_pb.MetadataEntry]:
-    """One entry per GGUF key, in the order of the file."""
-    entries = []
-    for key, value in header.metadata.items():
-        entry = model_pb.MetadataEntry(key=key)
-        match value:
-            case bool():
-                entry.bool_value = value
-            case int():
-                entry.int_value = min(value, _INT64_MAX)
-            case float():
-                entry.double_value = value
-            case str():
-                entry.string_value = value
-            case ArraySummary():
-                entry.array_value.element_type = value.element_type
-                entry.array_value.element_count = value.count
-            case tuple():
-                kind = type(value[0]).__name__ if value else ""
-                entry.array_value.element_type = {"str": "string"}.get(kind, kind)
-                entry.array_value.element_count = len(value)
-        entries.append(entry)
-    return entries
+def hub_source_to_proto(source: HubSource) -> pb.HubSource:
+    return pb.HubSource(repo_id=source.repo_id, file=source.file, revision=source.revision)
+
+
+def _source_to_proto(entry: ModelEntry) -> pb.ModelSource:
+    if entry.is_embedded:
+        return pb.ModelSource(embedded=pb.EmbeddedSource())
+    if entry.source is not None:
+        return pb.ModelSource(hub=hub_source_to_proto(entry.source))
+    return pb.ModelSource(file=pb.FileSource(path=str(entry.path)))
+
+
+def _files_to_proto(entry: ModelEntry) -> list[pb.ModelFile]:
+    files = entry.files
+    if not files and entry.path is not None:
+        files = (ModelFile(entry.path.name, entry.sha256, entry.size_bytes),)
+    return [pb.ModelFile(file=file.file, sha256=file.sha256, size_bytes=file.size_bytes) for file in files]
+
+
+def pull_progress_to_proto(progress: PullProgress) -> pb.PullProgress:
+    return pb.PullProgress(
+        stage=enum_to_proto(progress.stage, pb.PullStage, "PULL_STAGE"),
+        completed_bytes=progress.completed_bytes,
+        total_bytes=progress.total_bytes,
+        bytes_per_second=progress.bytes_per_s,
+        remaining_seconds=progress.remaining_s,
+    )

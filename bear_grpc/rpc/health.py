@@ -82,12 +82,12 @@ class Health:
     def on_model(self, status: ModelStatus) -> None:
         """A model's status has changed."""
         name = MODEL_PREFIX + status.name
-        if status.state is ModelState.ABSENT and name in self._models:
+        if not status.is_known:
             self._models.discard(name)
             self._changes.put_nowait((name, None))
             return
         self._models.add(name)
-        if status.stage is None:  # steps of progress change nothing here
+        if status.stage is None and status.pull is None:  # steps of progress change nothing here
             ready = status.state is ModelState.READY
             self._changes.put_nowait((name, SERVING if ready else NOT_SERVING))
 

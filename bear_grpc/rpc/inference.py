@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
+from ..executor.executor import ModelExecutor
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
 from ..params import MAX_SEED, GenerationInput, TokensInput
@@ -107,42 +108,52 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                     async for response in progress:
                         response.request_id = request_id
                         yield response
-            executor = await self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
-            entry = self._shelf.get(executor.name)
-            sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
-            ahead = executor.requests_in_flight
-            generation = executor.generate(
-                spec.input,
-                sampling,
-                stop,
-                n=spec.n,
-                output=spec.output,
-                constraint=spec.constraint,
-                overflow=spec.overflow,
-                scope=scope_of(context.peer(), self._prefix_sharing),
-                received_s=received_s,
-            )
-            try:
-                if spec.queue_progress and ahead:
-                    queued = pb.Queued(position=ahead)
-                    yield pb.GenerateResponse(request_id=request_id, queued=queued)
-                async for index, event in generation:
-                    message = response_to_proto(index, event, entry, sampling)
-                    if message is not None:
-                        message.request_id = request_id
-                        yield message
-            finally:
-                generation.close()
+            using = self._manager.using(spec.model, spec.keep_alive_s, load_if_needed=spec.load_if_needed)
+            async with using as executor, aclosing(self._run(spec, context, executor, received_s)) as events:
+                async for response in events:
+                    response.request_id = request_id
+                    yield response
+
+    async def _run(
+        self, spec: GenerateSpec, context: Any, executor: ModelExecutor, received_s: float
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The messages of a generation on a model that is loaded."""
+        entry = self._shelf.get(executor.name)
+        sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
+        ahead = executor.requests_in_flight
+        generation = executor.generate(
+            spec.input,
+            sampling,
+            stop,
+            n=spec.n,
+            output=spec.output,
+            constraint=spec.constraint,
+            overflow=spec.overflow,
+            scope=scope_of(context.peer(), self._prefix_sharing),
+            received_s=received_s,
+        )
+        try:
+            if spec.queue_progress and ahead:
+                yield pb.GenerateResponse(queued=pb.Queued(position=ahead))
+            async for index, event in generation:
+                message = response_to_proto(index, event, entry, sampling)
+                if message is not None:
+                    yield message
+        finally:
+            generation.close()
 
     async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Status changes while the model is being loaded; ends when that has ended."""
-        name = self._shelf.get(spec.model).name
-        loading = asyncio.ensure_future(self._manager.executor(name, load_if_needed=spec.load_if_needed))
+        """Status changes while the model is downloaded and loaded; ends when that has ended."""
+        loading = asyncio.ensure_future(
+            self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
+        )
         try:
             with self._shelf.feed.watch() as watcher:
                 loading.add_done_callback(lambda _: watcher.close())
                 async for status in watcher:
-                    if status.name == name:
+                    # A model that is only a name on the hub gets its entry meanwhile.
+                    entry = self._shelf.find(spec.model)
+                    if entry is not None and status.name == entry.name:
                         yield pb.GenerateResponse(model_progress=status_to_proto(status))
         finally:
             if not loading.done():

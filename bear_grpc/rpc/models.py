@@ -6,11 +6,14 @@ import asyncio
 import base64
 import json
 import re
+from contextlib import aclosing
 from typing import Any
 
-from ..errors import FeatureUnsupported, InvalidField
+from ..errors import InvalidField
 from ..models.entry import ModelEntry
+from ..models.estimate import Estimator
 from ..models.manager import ModelManager
+from ..models.pulls import PullManager
 from ..models.registry import Registration
 from ..models.shelf import Shelf
 from ..params import GenerationDefaults
@@ -21,10 +24,11 @@ from .convert import (
     Collector,
     defaults_from_proto,
     load_options_from_proto,
-    metadata_to_proto,
     model_to_proto,
     status_to_proto,
 )
+from .inspection import metadata_to_proto, mix_to_proto, plan_to_proto, tensors_to_proto
+from .pulls import source_from_proto, steps_of, target_of
 from .status import answer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -37,9 +41,11 @@ DEFAULT_DRAIN_S = 30.0
 class ModelServicer(pb_grpc.ModelServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, shelf: Shelf, manager: ModelManager) -> None:
+    def __init__(self, shelf: Shelf, manager: ModelManager, pulls: PullManager, estimator: Estimator) -> None:
         self._shelf = shelf
         self._manager = manager
+        self._pulls = pulls
+        self._estimator = estimator
 
     @answer
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
@@ -56,10 +62,17 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     @answer
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        entry = self._entry(request.name)
-        with_metadata = request.include_metadata and entry.header is not None
-        metadata = metadata_to_proto(entry.header) if with_metadata and entry.header else []
-        return pb.GetModelResponse(model=model_to_proto(entry), metadata=metadata)
+        entry = self._shelf.find(self._required(request.name))
+        if entry is None or (entry.header is None and (request.include_metadata or request.include_tensors)):
+            entry = await self._known_or_remote(request.name)
+        answer = pb.GetModelResponse(model=model_to_proto(entry))
+        if entry.header is not None:
+            answer.quantization_mix.extend(mix_to_proto(entry.header))
+            if request.include_metadata:
+                answer.metadata.extend(metadata_to_proto(entry.header))
+            if request.include_tensors:
+                answer.tensors.extend(tensors_to_proto(entry.header))
+        return answer
 
     @answer
     async def GetModelStatus(
@@ -72,10 +85,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
     @answer
     async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> None:
         names = {self._shelf.get(name).name for name in request.names}
-        with self._shelf.feed.watch() as watcher:
-            for entry in self._shelf.list():
-                if not names or entry.name in names:
-                    await context.write(pb.WatchModelsResponse(status=status_to_proto(entry.status())))
+        now = [entry.status() for entry in self._shelf.list()]
+        with self._shelf.feed.watch(now) as watcher:
             async for status in watcher:
                 if not names or status.name in names:
                     await context.write(pb.WatchModelsResponse(status=status_to_proto(status)))
@@ -83,7 +94,7 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
     @answer
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         options = load_options_from_proto(request.options)
-        entry, seconds = await self._manager.load(self._entry(request.name).name, options)
+        entry, seconds = await self._manager.load(self._required(request.name), options)
         return pb.LoadModelResponse(status=status_to_proto(entry.status()), load_seconds=seconds)
 
     @answer
@@ -123,26 +134,53 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     @answer
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
-        await self._shelf.delete(self._required(request.name))
-        return pb.DeleteModelResponse(released_bytes=0)
+        name = self._required(request.name)
+        entry = self._shelf.find(name)
+        if entry is None or entry.name != name or entry.source is None:
+            await self._shelf.delete(name)
+            return pb.DeleteModelResponse(released_bytes=0)
+        return pb.DeleteModelResponse(released_bytes=await self._pulls.remove(entry))
 
     @answer
     async def PullModel(self, request: pb.PullModelRequest, context: Any) -> None:
-        raise FeatureUnsupported("PullModel")
+        download = self._pulls.begin(target_of(request))
+        async with aclosing(steps_of(download)) as steps:
+            async for step in steps:
+                await context.write(step)
+        model = model_to_proto(self._shelf.get(download.name))
+        await context.write(pb.PullModelResponse(completed=pb.PullCompleted(model=model)))
 
     @answer
     async def CancelPull(self, request: pb.CancelPullRequest, context: Any) -> pb.CancelPullResponse:
-        raise FeatureUnsupported("CancelPull")
+        return pb.CancelPullResponse(kept_bytes=await self._pulls.cancel(self._required(request.name)))
 
     @answer
     async def PruneModels(self, request: pb.PruneModelsRequest, context: Any) -> pb.PruneModelsResponse:
-        raise FeatureUnsupported("PruneModels")
+        removed = await self._pulls.prune(dry_run=request.dry_run)
+        files = [pb.PrunedFile(path=path.as_posix(), size_bytes=size) for path, size in removed]
+        return pb.PruneModelsResponse(files=files)
 
     @answer
     async def EstimateMemory(
         self, request: pb.EstimateMemoryRequest, context: Any
     ) -> pb.EstimateMemoryResponse:
-        raise FeatureUnsupported("EstimateMemory")
+        options = load_options_from_proto(request.options)
+        match request.WhichOneof("target"):
+            case "name":
+                entry = await self._known_or_remote(request.name)
+            case "source":
+                entry = await self._pulls.look_at(source_from_proto(request.source))
+            case _:
+                raise InvalidField("target", "name or source is required")
+        plan = await self._estimator.estimate(entry, options)
+        return plan_to_proto(plan)
+
+    async def _known_or_remote(self, name: str) -> ModelEntry:
+        """A model of this server with its header, or a look at the hub. Raises ModelNotFound."""
+        entry = self._shelf.find(self._required(name))
+        if entry is not None and (entry.header is not None or entry.source is None):
+            return entry
+        return await self._pulls.look_at(self._pulls.reference_of(name))
 
     def _required(self, name: str) -> str:
         if not name:

@@ -49,6 +49,7 @@ class GenerateSpec(msgspec.Struct, frozen=True):
     overflow: OverflowPolicy = OverflowPolicy.ERROR
     queue_progress: bool = False
     load_if_needed: bool = True
+    keep_alive_s: float | None = None
     request_id: str = ""
 
     def complete(self, entry: ModelEntry, seed: int) -> tuple[SamplingParams, StopParams]:
@@ -93,6 +94,7 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
         overflow=wrong.take(lambda: _overflow(request.overflow_policy), OverflowPolicy.ERROR),
         queue_progress=request.output.queue_progress,
         load_if_needed=request.load_if_needed if request.HasField("load_if_needed") else True,
+        keep_alive_s=request.keep_alive.ToNanoseconds() / 1e9 if request.HasField("keep_alive") else None,
         request_id=request.request_id,
     )
     wrong.raise_found()
@@ -122,8 +124,6 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     """What the contract has and this server does not do yet: never ignored."""
     if request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL):
         raise FeatureUnsupported("priority")
-    if request.HasField("keep_alive"):
-        raise FeatureUnsupported("keep_alive")
 
 
 def input_from_proto(

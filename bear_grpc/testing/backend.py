@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ..backend.base import Backend, Batch, KvTraits, Logits, Outcome
-from ..backend.options import PROMPT_OUTPUTS
-from ..backend.options import sequence_ids as default_sequence_ids
+from ..load_plan import PROMPT_OUTPUTS
+from ..load_plan import sequence_ids as default_sequence_ids
 from ..params import SamplingParams
 from ..types import KvCacheType, LoadOptions, ModelInfo
 from .clock import FakeClock

@@ -105,7 +105,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 31
     """RESOURCE_EXHAUSTED. The disk has no room for the file."""
     ERROR_REASON_HUB_UNREACHABLE: _ErrorReason.ValueType  # 32
-    """UNAVAILABLE. The model hub cannot be reached."""
+    """UNAVAILABLE. The model hub cannot be reached, or the server is set to be
+    offline.
+    """
     ERROR_REASON_HUB_ACCESS_DENIED: _ErrorReason.ValueType  # 33
     """PERMISSION_DENIED. The model hub refuses access: gated or private."""
     ERROR_REASON_KEY_MISSING: _ErrorReason.ValueType  # 34
@@ -114,6 +116,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAUTHENTICATED. The key is not known."""
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 36
     """PERMISSION_DENIED. The key does not allow this call."""
+    ERROR_REASON_HUB_RATE_LIMITED: _ErrorReason.ValueType  # 37
+    """RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
+    from this server for now.
+    """
+    ERROR_REASON_PULL_CANCELLED: _ErrorReason.ValueType  # 38
+    """ABORTED. The download was stopped by CancelPull; what has come is kept."""
+    ERROR_REASON_HUB_ANSWER_INVALID: _ErrorReason.ValueType  # 39
+    """DATA_LOSS. What the model hub sends is not what it announced."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error is a gRPC status whose details hold a
@@ -206,7 +216,9 @@ ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 30
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 31
 """RESOURCE_EXHAUSTED. The disk has no room for the file."""
 ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 32
-"""UNAVAILABLE. The model hub cannot be reached."""
+"""UNAVAILABLE. The model hub cannot be reached, or the server is set to be
+offline.
+"""
 ERROR_REASON_HUB_ACCESS_DENIED: ErrorReason.ValueType  # 33
 """PERMISSION_DENIED. The model hub refuses access: gated or private."""
 ERROR_REASON_KEY_MISSING: ErrorReason.ValueType  # 34
@@ -215,4 +227,12 @@ ERROR_REASON_KEY_INVALID: ErrorReason.ValueType  # 35
 """UNAUTHENTICATED. The key is not known."""
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 36
 """PERMISSION_DENIED. The key does not allow this call."""
+ERROR_REASON_HUB_RATE_LIMITED: ErrorReason.ValueType  # 37
+"""RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
+from this server for now.
+"""
+ERROR_REASON_PULL_CANCELLED: ErrorReason.ValueType  # 38
+"""ABORTED. The download was stopped by CancelPull; what has come is kept."""
+ERROR_REASON_HUB_ANSWER_INVALID: ErrorReason.ValueType  # 39
+"""DATA_LOSS. What the model hub sends is not what it announced."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -90,19 +90,25 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     INCLUDE_METADATA_FIELD_NUMBER: _builtins.int
+    INCLUDE_TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name or an alias."""
+    """Its name, an alias, or a file on the hub as `owner/repo:QUANT` or
+    `owner/repo/file.gguf[@revision]`, of which only the header is read.
+    """
     include_metadata: _builtins.bool
     """Whether to read the GGUF metadata too."""
+    include_tensors: _builtins.bool
+    """Whether to tell every tensor too."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         include_metadata: _builtins.bool = ...,
+        include_tensors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_metadata", b"include_metadata", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_metadata", b"include_metadata", "include_tensors", b"include_tensors", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +122,8 @@ class GetModelResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_MIX_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _types_pb2.Model:
         """The model."""
@@ -124,19 +132,99 @@ class GetModelResponse(_message.Message):
     def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]:
         """GGUF metadata in the order of the file, if asked for."""
 
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorInfo]:
+        """The tensors in the order of the file, if asked for."""
+
+    @_builtins.property
+    def quantization_mix(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorTypeShare]:
+        """Bytes by tensor type, the most first; always told where the file is known."""
+
     def __init__(
         self,
         *,
         model: _types_pb2.Model | None = ...,
         metadata: _abc.Iterable[Global___MetadataEntry] | None = ...,
+        tensors: _abc.Iterable[Global___TensorInfo] | None = ...,
+        quantization_mix: _abc.Iterable[Global___TensorTypeShare] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "model", b"model", "quantization_mix", b"quantization_mix", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class TensorInfo(_message.Message):
+    """One tensor of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, such as `blk.0.attn_q.weight`."""
+    type: _builtins.str
+    """Its number format, such as `Q4_K`."""
+    size_bytes: _builtins.int
+    """Its size."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its dimensions, the contiguous one first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shape", b"shape", "size_bytes", b"size_bytes", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorInfo: _TypeAlias = TensorInfo  # noqa: Y015
+
+@_typing.final
+class TensorTypeShare(_message.Message):
+    """How much of a model has a number format."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    TENSOR_COUNT_FIELD_NUMBER: _builtins.int
+    PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """The format, such as `Q4_K`."""
+    tensor_count: _builtins.int
+    """Tensors in it."""
+    parameter_count: _builtins.int
+    """Weights in it."""
+    size_bytes: _builtins.int
+    """Bytes in it."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        tensor_count: _builtins.int = ...,
+        parameter_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameter_count", b"parameter_count", "size_bytes", b"size_bytes", "tensor_count", b"tensor_count", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorTypeShare: _TypeAlias = TensorTypeShare  # noqa: Y015
 
 @_typing.final
 class MetadataEntry(_message.Message):
@@ -315,7 +403,10 @@ class PullModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A name in the catalog, or `owner/repo:QUANT`."""
+    """A name in the catalog, `owner/repo:QUANT`, or
+    `owner/repo/file.gguf[@revision]`. The latter two are the model's name
+    from then on.
+    """
     @_builtins.property
     def source(self) -> _types_pb2.HubSource:
         """A file on the hub."""
@@ -959,7 +1050,7 @@ Global___EstimateMemoryResponse: _TypeAlias = EstimateMemoryResponse  # noqa: Y0
 
 @_typing.final
 class DeviceMemory(_message.Message):
-    """The share of one device."""
+    """What is needed on one device."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -968,6 +1059,8 @@ class DeviceMemory(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     COMPUTE_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    OVERHEAD_BYTES_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """llama.cpp's name of the device; `CPU` is the host."""
     weights_bytes: _builtins.int
@@ -978,6 +1071,10 @@ class DeviceMemory(_message.Message):
     """Working memory of a step."""
     free_bytes: _builtins.int
     """Free memory when it was read."""
+    overhead_bytes: _builtins.int
+    """The worker process itself: its code, tables and buffers. Host only."""
+    needed_bytes: _builtins.int
+    """Sum of all that is needed on this device."""
     def __init__(
         self,
         *,
@@ -986,10 +1083,12 @@ class DeviceMemory(_message.Message):
         kv_cache_bytes: _builtins.int = ...,
         compute_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        overhead_bytes: _builtins.int = ...,
+        needed_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device", b"device", "free_bytes", b"free_bytes", "kv_cache_bytes", b"kv_cache_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "device", b"device", "free_bytes", b"free_bytes", "kv_cache_bytes", b"kv_cache_bytes", "needed_bytes", b"needed_bytes", "overhead_bytes", b"overhead_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

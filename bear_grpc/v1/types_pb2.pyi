@@ -77,6 +77,8 @@ class _ModelStateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode
     """LOADING: the worker died and is being started again."""
     MODEL_STATE_REASON_COOLDOWN: _ModelStateReason.ValueType  # 4
     """FAILED: loading is not tried before a cooling time has passed."""
+    MODEL_STATE_REASON_PULL_FAILED: _ModelStateReason.ValueType  # 5
+    """ABSENT: the last download did not succeed."""
 
 class ModelStateReason(_ModelStateReason, metaclass=_ModelStateReasonEnumTypeWrapper):
     """More about a state than its name tells. May grow."""
@@ -91,6 +93,8 @@ MODEL_STATE_REASON_RESTARTING: ModelStateReason.ValueType  # 3
 """LOADING: the worker died and is being started again."""
 MODEL_STATE_REASON_COOLDOWN: ModelStateReason.ValueType  # 4
 """FAILED: loading is not tried before a cooling time has passed."""
+MODEL_STATE_REASON_PULL_FAILED: ModelStateReason.ValueType  # 5
+"""ABSENT: the last download did not succeed."""
 Global___ModelStateReason: _TypeAlias = ModelStateReason  # noqa: Y015
 
 class _LoadStage:
@@ -128,6 +132,38 @@ LOAD_STAGE_WARMUP: LoadStage.ValueType  # 4
 LOAD_STAGE_MEASURING: LoadStage.ValueType  # 5
 """Step times are being measured, at the first load on this machine only."""
 Global___LoadStage: _TypeAlias = LoadStage  # noqa: Y015
+
+class _PullStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PullStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PullStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PULL_STAGE_UNSPECIFIED: _PullStage.ValueType  # 0
+    """No download is under way."""
+    PULL_STAGE_QUEUED: _PullStage.ValueType  # 1
+    """Others are being downloaded; this one waits for its turn."""
+    PULL_STAGE_RESOLVING: _PullStage.ValueType  # 2
+    """The hub is asked which files there are."""
+    PULL_STAGE_DOWNLOADING: _PullStage.ValueType  # 3
+    """Bytes are coming."""
+    PULL_STAGE_VERIFYING: _PullStage.ValueType  # 4
+    """All bytes are here, the checksum is being compared."""
+
+class PullStage(_PullStage, metaclass=_PullStageEnumTypeWrapper):
+    """What a download is doing. May grow."""
+
+PULL_STAGE_UNSPECIFIED: PullStage.ValueType  # 0
+"""No download is under way."""
+PULL_STAGE_QUEUED: PullStage.ValueType  # 1
+"""Others are being downloaded; this one waits for its turn."""
+PULL_STAGE_RESOLVING: PullStage.ValueType  # 2
+"""The hub is asked which files there are."""
+PULL_STAGE_DOWNLOADING: PullStage.ValueType  # 3
+"""Bytes are coming."""
+PULL_STAGE_VERIFYING: PullStage.ValueType  # 4
+"""All bytes are here, the checksum is being compared."""
+Global___PullStage: _TypeAlias = PullStage  # noqa: Y015
 
 class _ModelCapability:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -219,6 +255,7 @@ class LoadOptions(_message.Message):
     REPACK_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     KV_UNIFIED_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     context_length: _builtins.int
     """Most tokens of one sequence, prompt and completion together. 1 to the
     model's own context length. Default: 2048, or less if the model has less.
@@ -262,10 +299,14 @@ class LoadOptions(_message.Message):
     the pool holds. False: a part of its own for each sequence. Default:
     false, or true when `kv_cache_tokens` is less than a context for each.
     """
+    pinned: _builtins.bool
+    """Whether the model stays when memory is needed for another one. Default:
+    false; the idle model used longest ago is unloaded first.
+    """
     @_builtins.property
     def keep_alive(self) -> _duration_pb2.Duration:
         """How long the model stays loaded after its last use; 0 unloads after use,
-        a negative time never unloads. Default: never unloads.
+        a negative time never unloads. Default: the server's `keep_alive_s`.
         """
 
     def __init__(
@@ -285,10 +326,11 @@ class LoadOptions(_message.Message):
         repack: _builtins.bool | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         kv_unified: _builtins.bool | None = ...,
+        pinned: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_pinned", b"_pinned", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "pinned", b"pinned", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens", "_context_length", b"_context_length", "_flash_attention", b"_flash_attention", "_gpu_layers", b"_gpu_layers", "_kv_cache_tokens", b"_kv_cache_tokens", "_kv_cache_type", b"_kv_cache_type", "_kv_unified", b"_kv_unified", "_max_sequences", b"_max_sequences", "_micro_batch_tokens", b"_micro_batch_tokens", "_mlock", b"_mlock", "_mmap", b"_mmap", "_pinned", b"_pinned", "_repack", b"_repack", "_threads", b"_threads", "batch_tokens", b"batch_tokens", "context_length", b"context_length", "flash_attention", b"flash_attention", "gpu_layers", b"gpu_layers", "keep_alive", b"keep_alive", "kv_cache_tokens", b"kv_cache_tokens", "kv_cache_type", b"kv_cache_type", "kv_unified", b"kv_unified", "max_sequences", b"max_sequences", "micro_batch_tokens", b"micro_batch_tokens", "mlock", b"mlock", "mmap", b"mmap", "pinned", b"pinned", "repack", b"repack", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_tokens: _TypeAlias = _typing.Literal["batch_tokens"]  # noqa: Y015
     _WhichOneofArgType__batch_tokens: _TypeAlias = _typing.Literal["_batch_tokens", b"_batch_tokens"]  # noqa: Y015
@@ -312,6 +354,8 @@ class LoadOptions(_message.Message):
     _WhichOneofArgType__mlock: _TypeAlias = _typing.Literal["_mlock", b"_mlock"]  # noqa: Y015
     _WhichOneofReturnType__mmap: _TypeAlias = _typing.Literal["mmap"]  # noqa: Y015
     _WhichOneofArgType__mmap: _TypeAlias = _typing.Literal["_mmap", b"_mmap"]  # noqa: Y015
+    _WhichOneofReturnType__pinned: _TypeAlias = _typing.Literal["pinned"]  # noqa: Y015
+    _WhichOneofArgType__pinned: _TypeAlias = _typing.Literal["_pinned", b"_pinned"]  # noqa: Y015
     _WhichOneofReturnType__repack: _TypeAlias = _typing.Literal["repack"]  # noqa: Y015
     _WhichOneofArgType__repack: _TypeAlias = _typing.Literal["_repack", b"_repack"]  # noqa: Y015
     _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
@@ -338,6 +382,8 @@ class LoadOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mlock) -> _WhichOneofReturnType__mlock | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mmap) -> _WhichOneofReturnType__mmap | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pinned) -> _WhichOneofReturnType__pinned | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repack) -> _WhichOneofReturnType__repack | None: ...
     @_typing.overload
@@ -563,6 +609,36 @@ class ModelSource(_message.Message):
 Global___ModelSource: _TypeAlias = ModelSource  # noqa: Y015
 
 @_typing.final
+class ModelFile(_message.Message):
+    """One file of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Its name on the hub, or its base name."""
+    sha256: _builtins.str
+    """SHA-256, lower case hex; empty while not computed."""
+    size_bytes: _builtins.int
+    """Its size."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFile: _TypeAlias = ModelFile  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """A model that the server knows."""
 
@@ -584,6 +660,7 @@ class Model(_message.Message):
     LOAD_OPTIONS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     COST_TABLES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique; what every other call takes."""
     description: _builtins.str
@@ -632,6 +709,10 @@ class Model(_message.Message):
         load.
         """
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """Its files: several for a model that is split."""
+
     def __init__(
         self,
         *,
@@ -651,10 +732,11 @@ class Model(_message.Message):
         load_options: Global___LoadOptions | None = ...,
         status: Global___ModelStatus | None = ...,
         cost_tables: _abc.Iterable[Global___CostTable] | None = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "load_options", b"load_options", "source", b"source", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "capabilities", b"capabilities", "context_length", b"context_length", "cost_tables", b"cost_tables", "defaults", b"defaults", "description", b"description", "license", b"license", "load_options", b"load_options", "name", b"name", "parameter_count", b"parameter_count", "quantization", b"quantization", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "capabilities", b"capabilities", "context_length", b"context_length", "cost_tables", b"cost_tables", "defaults", b"defaults", "description", b"description", "files", b"files", "license", b"license", "load_options", b"load_options", "name", b"name", "parameter_count", b"parameter_count", "quantization", b"quantization", "sha256", b"sha256", "size_bytes", b"size_bytes", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,6 +778,7 @@ class PullProgress(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     completed_bytes: _builtins.int
     """Bytes that are here."""
     total_bytes: _builtins.int
@@ -704,6 +787,8 @@ class PullProgress(_message.Message):
     """Rate over the last seconds."""
     remaining_seconds: _builtins.float
     """Predicted time to the end; 0 while unknown."""
+    stage: Global___PullStage.ValueType
+    """What is being done."""
     def __init__(
         self,
         *,
@@ -711,10 +796,11 @@ class PullProgress(_message.Message):
         total_bytes: _builtins.int = ...,
         bytes_per_second: _builtins.float = ...,
         remaining_seconds: _builtins.float = ...,
+        stage: Global___PullStage.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "completed_bytes", b"completed_bytes", "remaining_seconds", b"remaining_seconds", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "completed_bytes", b"completed_bytes", "remaining_seconds", b"remaining_seconds", "stage", b"stage", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from ..backend.base import Backend
 from ..engine.engine import Engine
 from ..errors import BearError
@@ -141,12 +143,19 @@ class Worker:
 
 def probe(frame: Probe) -> Frame:
     """What needs the native library without a model in it."""
-    from ..backend import llama, native
+    from ..backend import dry, native
 
     native.start()
     version, build = native.describe_build()
+    result = ProbeResult(version, build, native.devices())
+    if frame.path is None:
+        return result
+    path = Path(frame.path)
     try:
-        info = llama.inspect(Path(frame.path)) if frame.path is not None else None
+        result = msgspec.structs.replace(result, info=dry.inspect(path))
+        if frame.options is not None:
+            dry_run = dry.dry_run(path, frame.options, cores=frame.cores)
+            result = msgspec.structs.replace(result, dry_run=dry_run)
     except BearError as exc:
         return Failed(exc.to_record())
-    return ProbeResult(version, build, native.devices(), info)
+    return result

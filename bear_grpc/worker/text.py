@@ -57,9 +57,11 @@ class _JobTimeout(BaseException):
 class Preparer:
     """What the text thread knows: a model's vocabulary, template and limits."""
 
-    def __init__(self, vocabulary: Vocabulary, context_length: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, context_length: int, chat_template: str | None = None) -> None:
+        """`chat_template` takes the place of the model's own."""
         self._vocabulary = vocabulary
         self._context_length = context_length
+        self._template_source = chat_template
         self._template: ChatTemplate | None = None
 
     def warm_up(self) -> None:
@@ -171,7 +173,7 @@ class Preparer:
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
-            source = self._vocabulary.chat_template()
+            source = self._template_source or self._vocabulary.chat_template()
             if source is None:
                 raise InvalidField("chat", "the model has no chat template; use prompt")
             self._template = ChatTemplate(source, self._vocabulary)

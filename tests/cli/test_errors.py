@@ -8,7 +8,9 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
+from bear_grpc import errors
 from bear_grpc.cli import app, output
+from bear_grpc.cli.advice import report
 from tests.cli.conftest import Bear
 from tests.client.fake_server import FakeServer, Refusal
 
@@ -33,7 +35,14 @@ def test_the_option_of_the_verb_comes_before_the_environment(bear: Bear, tmp_pat
 
 @pytest.mark.parametrize(
     ("reason", "advice"),
-    [("PATH_NOT_ALLOWED", "--allow-path"), ("MODEL_IN_USE", "bear unload"), ("MODEL_NOT_FOUND", "bear list")],
+    [
+        ("PATH_NOT_ALLOWED", "--allow-path"),
+        ("MODEL_IN_USE", "bear unload"),
+        ("MODEL_NOT_FOUND", "bear list --all"),
+        ("HUB_ACCESS_DENIED", "BEAR_HUB_TOKEN="),
+        ("LOAD_COOLDOWN", "bear load"),
+        ("CHECKSUM_MISMATCH", "bear prune"),
+    ],
 )
 def test_advice_is_a_second_line(bear: Bear, server: FakeServer, reason: str, advice: str) -> None:
     server.refusal = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no\nway", reason)
@@ -43,6 +52,44 @@ def test_advice_is_a_second_line(bear: Bear, server: FakeServer, reason: str, ad
     assert error == f"error: no way [{reason}]"
     assert hint.startswith("hint: ")
     assert advice in hint
+
+
+def shown(error: errors.BearError, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The error's line and its advice."""
+    report(error)
+    line, hint = capsys.readouterr().err.splitlines()
+    return line, hint
+
+
+@pytest.mark.parametrize("kind", [errors.DiskFull, errors.InsufficientMemory])
+def test_what_is_needed_and_free_are_both_told(
+    kind: type[errors.DiskFull], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, hint = shown(kind(needed_bytes=4 << 30, free_bytes=1 << 30), capsys)
+    assert "needs 4096 MiB" in line
+    assert "1024 MiB are free" in line
+    assert hint.startswith("hint: 3.0 GiB more are needed; `bear ")
+
+
+@pytest.mark.parametrize("needed", ["", "many", "-1", "5"])
+def test_a_number_that_is_none_is_left_out(needed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = errors.ErrorRecord("DISK_FULL", "full", {"needed_bytes": needed, "free_bytes": "7"})
+    _, hint = shown(errors.from_record(record), capsys)
+    assert hint.startswith("hint: `bear prune`")
+
+
+def test_nearest_names_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    line, hint = shown(errors.ModelNotFound("bear-dem", ["bear-demo", "beard"]), capsys)
+    assert "did you mean bear-demo or beard?" in line
+    assert hint == "hint: `bear list --all` shows the models of this server"
+    record = errors.ErrorRecord("MODEL_NOT_FOUND", "unknown", {"nearest": "bear-demo,beard"})
+    _, hint = shown(errors.from_record(record), capsys)
+    assert hint.startswith("hint: did you mean bear-demo or beard? `bear list --all`")
+
+
+def test_advice_names_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    _, hint = shown(errors.ModelInUse("tiny"), capsys)
+    assert hint == "hint: `bear unload tiny` unloads it"
 
 
 def test_a_retry_time_is_advice(bear: Bear, server: FakeServer) -> None:

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the bar of a load."""
+"""Numbers, times and tables as people read them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import io
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import typer
 from rich.console import Console
 
 from bear_grpc.cli import output
-from bear_grpc.cli.load import _watching, parse_seconds
-from bear_grpc.cli.progress import LoadBar
-from bear_grpc.client import Client
-from bear_grpc.v1 import types_pb2 as types
-from tests.client.fake_server import FakeServer
+from bear_grpc.cli.load_options import parse_keep_alive, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -36,10 +33,26 @@ def test_seconds(value: float, text: str) -> None:
     assert output.seconds(value) == text
 
 
-def test_moment() -> None:
-    now = datetime.now(UTC)
-    assert output.moment(now + timedelta(minutes=10, seconds=30)) == "in 10 min"
-    assert output.moment(now - timedelta(minutes=10, seconds=30)) == "10 min ago"
+@pytest.mark.parametrize(
+    ("away_s", "text"),
+    [
+        (-30, "now"),
+        (0.5, "now"),
+        (1, "1 second from now"),
+        (119, "119 seconds from now"),
+        (299, "4 minutes from now"),
+        (7260, "2 hours from now"),
+        (3 * 86_400, "3 days from now"),
+    ],
+)
+def test_from_now(away_s: float, text: str) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert output.from_now(now + timedelta(seconds=away_s), now) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.2, "1 s"), (25.6, "26 s"), (300, "5 min")])
+def test_left(value: float, text: str) -> None:
+    assert output.left(value) == text
 
 
 @pytest.mark.parametrize(
@@ -49,28 +62,24 @@ def test_parse_seconds(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-def loading(fraction: float) -> types.ModelStatus:
-    progress = types.LoadProgress(stage=types.LOAD_STAGE_WEIGHTS, fraction=fraction)
-    return types.ModelStatus(name="m", state=types.MODEL_STATE_LOADING, load_progress=progress)
+@pytest.mark.parametrize(("text", "seconds"), [("forever", -1), ("-1", -1), ("0", 0), ("5m", 300)])
+def test_parse_keep_alive(text: str, seconds: float) -> None:
+    assert parse_keep_alive(text) == seconds
 
 
-def test_load_bar_shows_stage_and_fraction_on_a_terminal() -> None:
+@pytest.mark.parametrize("text", ["", "5 m", "m", "1w", "for ever"])
+def test_what_is_no_time_is_bad_usage(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_keep_alive(text)
+
+
+def test_only_rows_that_stand_back_are_dim_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    with LoadBar(Console(file=screen, force_terminal=True, force_interactive=True, width=100)) as bar:
-        bar.update(loading(0.45))
-    assert "m: reading the weights" in screen.getvalue()
-    assert "45%" in screen.getvalue()
-
-
-def test_load_bar_writes_nothing_elsewhere() -> None:
-    file = io.StringIO()
-    with LoadBar(Console(file=file)) as bar:
-        bar.update(loading(0.45))
-    assert file.getvalue() == ""
-
-
-def test_a_load_is_watched_while_it_lasts(server: FakeServer) -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, force_interactive=True, width=100)
-    with Client(server.target) as client, LoadBar(console) as bar, _watching(client, "bear-demo", bar):
-        assert server.watched.wait(10)
+    terminal = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(output, "console", lambda: terminal)
+    shown: list[str] = []
+    monkeypatch.setattr(typer, "echo", lambda text, **_: shown.append(text))
+    output.table(("NAME",), [("here",), ("away",)], dim={1})
+    _, here, away = "".join(shown).splitlines()
+    assert "\x1b[2m" not in here
+    assert "\x1b[2m" in away

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bear_grpc.v1.model_service_pb2 import CancelPullRequest
+from tests.client import samples
 from tests.client.fake_server import WAIT_S, FakeServer
 
 BEAR = (sys.executable, "-m", "bear_grpc.cli")
@@ -49,6 +51,31 @@ def test_ctrl_c_cancels_the_call_and_exits_130(
     assert answering.returncode == 130
     assert err == b""
     assert server.cancelled.wait(WAIT_S)
+
+
+def test_ctrl_c_in_a_download_leaves_it_to_the_server(server: FakeServer, heard_sigint: None) -> None:
+    server.endless = True
+    server.pulled = [samples.PULL_STARTED]
+    process = subprocess.Popen(
+        [*BEAR, "pull", "tiny"],
+        env={**os.environ, "BEAR_SERVER": server.target},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("tiny: 640 MiB")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "`bear pull --cancel tiny` stops it" in err
+    assert server.cancelled.wait(WAIT_S)
+    assert not any(isinstance(request, CancelPullRequest) for request in server.requests)
 
 
 def test_help_and_bad_usage_import_no_grpc() -> None:

@@ -10,11 +10,13 @@ import grpc
 import pytest
 
 from bear_grpc.cli import talk
+from bear_grpc.cli.progress import ModelBar
 from bear_grpc.client import Client
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import types_pb2 as types
 from tests.cli.conftest import Bear
-from tests.client.fake_server import DEMO, FakeServer, Refusal
+from tests.client import samples
+from tests.client.fake_server import FakeServer, Refusal
 
 
 @pytest.fixture
@@ -173,12 +175,12 @@ def test_a_pipe_gets_the_text_as_it_is(bear: Bear, server: FakeServer) -> None:
 
 
 def test_an_error_before_the_answer(bear: Bear, server: FakeServer) -> None:
-    server.models = [DEMO]
+    server.models = [samples.DEMO]
     result = bear("run", "nobody", "Hi")
     assert result.exit_code == 1
     assert result.stdout == ""
     assert re.fullmatch(
-        r"error: no model is named 'nobody' \[MODEL_NOT_FOUND\]\nhint: `bear list`.*\n", result.stderr
+        r"error: no model is named 'nobody' \[MODEL_NOT_FOUND\]\nhint: `bear list --all`.*\n", result.stderr
     )
 
 
@@ -222,6 +224,25 @@ def test_a_conversation_goes_on_after_an_error(
     talk.hold(talk.Talk(client, "bear-demo", {}, chat=True, quiet=True), read)
     assert said(server.last(inference.GenerateRequest)) == [("user", "Hi")]
     assert "error: too long [CONTEXT_LENGTH_EXCEEDED]" in capsys.readouterr().err
+
+
+def test_the_download_and_the_load_are_shown_where_a_person_looks(
+    server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[types.ModelStatus] = []
+    monkeypatch.setattr(ModelBar, "live", True)
+    monkeypatch.setattr(ModelBar, "update", lambda bar, status: seen.append(status))
+    server.progress = [samples.COMING.status, samples.LOADING]
+    talk.Talk(client, "plain", {}, chat=False).answer("Hi")
+    assert server.last(inference.GenerateRequest).output.queue_progress
+    assert seen == server.progress
+    assert capsys.readouterr().out == "Hello\n"
+
+
+def test_can_chat_of_a_model_that_is_not_here_asks_the_hub(server: FakeServer, client: Client) -> None:
+    remote = types.Model(name="owner/tiny-GGUF/tiny.Q4_K_M.gguf", capabilities=[types.MODEL_CAPABILITY_CHAT])
+    server.models = [samples.TINY, remote]
+    assert talk.can_chat(client, "tiny")
 
 
 def test_can_chat_goes_by_the_capability(server: FakeServer, client: Client) -> None:

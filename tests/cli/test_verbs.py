@@ -21,10 +21,16 @@ from tests.client.fake_server import FakeServer
         ("list",),
         ("ps",),
         ("show", "demo", "--metadata"),
+        ("show", "demo", "--template"),
+        ("estimate", "demo"),
+        ("pull", "tiny"),
+        ("pull", "tiny", "--cancel"),
         ("load", "demo"),
         ("unload", "demo"),
+        ("stop", "demo"),
+        ("prune", "--dry-run"),
         ("register", "n", "/models/n.gguf"),
-        ("rm", "n"),
+        ("rm", "n", "m"),
         ("tokenize", "demo", "hello"),
         ("health",),
         ("info",),
@@ -46,47 +52,6 @@ def test_json_is_the_message_with_the_contracts_names(bear: Bear) -> None:
     assert answer["models"][0]["status"]["waiting_count"] == 0
 
 
-def test_list_shows_every_model_in_a_line(bear: Bear) -> None:
-    header, *lines = bear("list").stdout.splitlines()
-    assert header.split()[:3] == ["NAME", "STATE", "SIZE"]
-    assert [line.split()[:2] for line in lines] == [["bear-demo", "READY"], ["plain", "AVAILABLE"]]
-    assert "124M" in lines[0]
-
-
-def test_a_long_name_is_not_cut_where_no_person_looks(bear: Bear, server: FakeServer) -> None:
-    server.models = [types.Model(name="owner/" + "x" * 120)]
-    assert "owner/" + "x" * 120 in bear("list").stdout
-
-
-def test_ps_asks_for_the_loaded_models(bear: Bear, server: FakeServer) -> None:
-    result = bear("ps")
-    assert list(server.last(models.ListModelsRequest).states) == [
-        types.MODEL_STATE_LOADING,
-        types.MODEL_STATE_READY,
-        types.MODEL_STATE_UNLOADING,
-    ]
-    assert result.stdout.splitlines()[1].split() == [
-        *("bear-demo", "READY", "1", "0", "10%", "1%", "12.0", "MiB", "33", "22", "44", "5", "never")
-    ]
-
-
-def test_show_prints_markup_as_it_is(bear: Bear) -> None:
-    assert "a small [bold]model[/bold]" in bear("show", "demo").stdout
-
-
-def test_show_tells_step_times_and_which_table_is_in_use(bear: Bear) -> None:
-    lines = bear("show", "demo").stdout.splitlines()
-    at = next(place for place, line in enumerate(lines) if line.startswith("STEP TOKENS"))
-    assert lines[at].split("  ") == ["STEP TOKENS", "MS PLAIN *", "MS REPACKED"]
-    assert [line.split() for line in lines[at + 1 :]] == [["1", "27.0", "24.0"], ["16", "130.4"]]
-    assert "STEP TOKENS" not in bear("show", "plain").stdout
-
-
-def test_show_metadata_tells_arrays_by_type_and_length(bear: Bear) -> None:
-    assert "[32000 x string]" in bear("show", "demo", "--metadata").stdout
-    assert "[32000 x string]" not in bear("show", "demo").stdout
-
-
 def test_load_gives_only_the_options_that_are_given(bear: Bear, server: FakeServer) -> None:
     result = bear(
         *("load", "demo", "--gpu-layers", "0", "--no-mmap", "--kv-cache-type", "q8_0", "--keep-alive", "5m")
@@ -98,15 +63,41 @@ def test_load_gives_only_the_options_that_are_given(bear: Bear, server: FakeServ
     assert result.stderr == ""
 
 
-def test_keep_alive_may_be_negative(bear: Bear, server: FakeServer) -> None:
-    bear("load", "demo", "--keep-alive", "-1")
-    assert server.last(models.LoadModelRequest).options.keep_alive.seconds == -1
+@pytest.mark.parametrize(("given", "seconds"), [("-1", -1), ("forever", -1), ("0", 0), ("5m", 300)])
+def test_load_and_run_take_a_keep_alive(bear: Bear, server: FakeServer, given: str, seconds: int) -> None:
+    bear("load", "demo", "--keep-alive", given)
+    loaded = server.last(models.LoadModelRequest).options
+    bear("run", "demo", "Hi", "--keep-alive", given)
+    asked = server.last(inference.GenerateRequest)
+    for message in (loaded, asked):
+        assert message.HasField("keep_alive")
+        assert message.keep_alive.seconds == seconds
+
+
+def test_load_may_pin(bear: Bear, server: FakeServer) -> None:
+    bear("load", "demo", "--pinned")
+    assert server.last(models.LoadModelRequest).options == types.LoadOptions(pinned=True)
+
+
+@pytest.mark.parametrize("verb", ["stop", "unload"])
+def test_stop_is_unload(bear: Bear, server: FakeServer, verb: str) -> None:
+    result = bear(verb, "demo", "--drain-timeout", "0")
+    assert server.last(models.UnloadModelRequest) == models.UnloadModelRequest(
+        name="demo", drain_timeout=Duration()
+    )
+    assert result.stdout == "bear-demo is unloaded, 12.0 MiB are free again\n"
 
 
 def test_every_load_option_has_a_flag(bear: Bear) -> None:
     usage = bear("load", "--help").stdout
     for field in types.LoadOptions.DESCRIPTOR.fields:
-        assert "--" + field.name.replace("_", "-") in usage
+        assert "--" + field.name.replace("_", "-") + " " in usage
+
+
+def test_every_load_option_that_takes_memory_has_a_flag_of_estimate(bear: Bear) -> None:
+    usage = bear("estimate", "--help").stdout
+    for name in {*types.LoadOptions.DESCRIPTOR.fields_by_name} - {"keep_alive", "pinned"}:
+        assert "--" + name.replace("_", "-") + " " in usage
 
 
 # The others are given as `--sampling NAME=VALUE`.

@@ -24,55 +24,10 @@ from bear_grpc.v1 import model_service_pb2_grpc as models_grpc
 from bear_grpc.v1 import server_service_pb2 as server
 from bear_grpc.v1 import server_service_pb2_grpc as server_grpc
 from bear_grpc.v1 import types_pb2 as types
+from tests.client import samples
+from tests.client.samples import COMPLETED, READY
 
 WAIT_S = 10  # how long a test waits for what happens at once
-
-READY = types.ModelStatus(
-    name="bear-demo",
-    state=types.MODEL_STATE_READY,
-    effective_options=types.LoadOptions(context_length=2048, max_sequences=4, threads=2, repack=False),
-    memory=types.MemoryLedger(weights_bytes=10 << 20, kv_cache_bytes=2 << 20),
-    running_count=1,
-    kv_cache_used_token_count=820,
-    kv_cache_token_count=8192,
-    kv_cache_idle_token_count=80,
-    counters=types.EngineCounters(
-        prefill_token_count=33, cached_token_count=22, decode_token_count=44, preemption_count=5
-    ),
-)
-DEMO = types.Model(
-    name="bear-demo",
-    aliases=["demo"],
-    description="a small [bold]model[/bold]",
-    source=types.ModelSource(embedded=types.EmbeddedSource()),
-    size_bytes=10 << 20,
-    parameter_count=124_000_000,
-    quantization="Q8_0",
-    context_length=4096,
-    capabilities=[types.MODEL_CAPABILITY_GENERATE, types.MODEL_CAPABILITY_CHAT],
-    status=READY,
-    cost_tables=[
-        types.CostTable(repack=True, threads=2, costs=[types.StepCost(token_count=1, seconds=0.024)]),
-        types.CostTable(
-            repack=False,
-            threads=2,
-            costs=[
-                types.StepCost(token_count=1, seconds=0.027),
-                types.StepCost(token_count=16, seconds=0.1304),
-            ],
-        ),
-    ],
-)
-PLAIN = types.Model(
-    name="plain",
-    capabilities=[types.MODEL_CAPABILITY_GENERATE],
-    status=types.ModelStatus(name="plain", state=types.MODEL_STATE_AVAILABLE),
-)
-COMPLETED = inference.Completed(
-    finish_reason=inference.FINISH_REASON_STOP,
-    usage=inference.Usage(prompt_token_count=7, completion_token_count=3),
-    timings=inference.Timings(ttft_seconds=0.052, decode_tokens_per_second=92.08),
-)
 
 
 class Refusal(Exception):
@@ -112,14 +67,19 @@ class FakeServer(
     models_grpc.ModelServiceServicer,
     server_grpc.ServerServiceServicer,
 ):
-    """Remembers the requests. `refusal` answers every call; an `endless` generation only ends by a cancel."""
+    """Remembers the requests. `refusal` answers every call; an `endless` stream only ends by a cancel."""
 
     def __init__(self, address: str) -> None:
         self.requests: list[Message] = []
         self.texts = ["Hel", "", "lo"]
-        self.models = [DEMO, PLAIN]
+        self.models = [samples.DEMO, samples.PLAIN]
+        self.pulled = [*samples.PULLED]
+        self.progress: list[types.ModelStatus] = []
         self.refusal: Refusal | None = None
         self.endless = False
+        self.in_use: set[str] = set()
+        self.estimate = samples.ESTIMATE
+        self.prunable = [*samples.PRUNABLE]
         self.cancelled = threading.Event()
         self.watched = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
@@ -143,17 +103,16 @@ class FakeServer(
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
         if self.refusal is not None:
-            context.abort_with_status(rpc_status.to_status(self.refusal.status))
+            self._refuse(self.refusal, context)
+
+    def _refuse(self, refusal: Refusal, context: grpc.ServicerContext) -> NoReturn:
+        context.abort_with_status(rpc_status.to_status(refusal.status))
+        raise AssertionError("abort raises")
 
     def _unimplemented(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
         self._take(request, context)
-        refusal = Refusal(
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"{request.DESCRIPTOR.name.removesuffix('Request')} is not supported yet",
-            "FEATURE_UNSUPPORTED",
-        )
-        context.abort_with_status(rpc_status.to_status(refusal.status))
-        raise AssertionError("abort raises")
+        words = f"{request.DESCRIPTOR.name.removesuffix('Request')} is not supported yet"
+        self._refuse(Refusal(grpc.StatusCode.UNIMPLEMENTED, words, "FEATURE_UNSUPPORTED"), context)
 
     def Generate(
         self, request: inference.GenerateRequest, context: grpc.ServicerContext
@@ -163,6 +122,9 @@ class FakeServer(
         if self.endless and not context.add_callback(self.cancelled.set):
             self.cancelled.set()
         request_id = request.request_id or "chosen-by-the-server"
+        if request.output.queue_progress:
+            for status in self.progress:
+                yield inference.GenerateResponse(request_id=request_id, model_progress=status)
         # The last answer goes ahead, as it may.
         indices = [*reversed(range(max(1, request.n)))]
         for index in indices:
@@ -220,19 +182,14 @@ class FakeServer(
         self._take(request, context)
         for model in self.models:
             if request.name in (model.name, *model.aliases):
-                metadata = [
-                    models.MetadataEntry(key="general.name", string_value="demo"),
-                    models.MetadataEntry(
-                        key="tokenizer.ggml.tokens",
-                        array_value=models.MetadataArray(element_type="string", element_count=32_000),
-                    ),
-                ]
                 return models.GetModelResponse(
-                    model=model, metadata=metadata if request.include_metadata else ()
+                    model=model,
+                    metadata=samples.METADATA if request.include_metadata else (),
+                    tensors=samples.TENSORS if request.include_tensors else (),
+                    quantization_mix=samples.MIX,
                 )
-        refusal = Refusal(grpc.StatusCode.NOT_FOUND, f"no model is named {request.name!r}", "MODEL_NOT_FOUND")
-        context.abort_with_status(rpc_status.to_status(refusal.status))
-        raise AssertionError("abort raises")
+        words = f"no model is named {request.name!r}"
+        self._refuse(Refusal(grpc.StatusCode.NOT_FOUND, words, "MODEL_NOT_FOUND"), context)
 
     def GetModelStatus(
         self, request: models.GetModelStatusRequest, context: grpc.ServicerContext
@@ -244,12 +201,7 @@ class FakeServer(
         self, request: models.WatchModelsRequest, context: grpc.ServicerContext
     ) -> Iterator[models.WatchModelsResponse]:
         self._take(request, context)
-        loading = types.ModelStatus(
-            name="bear-demo",
-            state=types.MODEL_STATE_LOADING,
-            load_progress=types.LoadProgress(stage=types.LOAD_STAGE_WEIGHTS, fraction=0.45),
-        )
-        yield models.WatchModelsResponse(status=loading)
+        yield models.WatchModelsResponse(status=samples.LOADING)
         yield models.WatchModelsResponse(status=READY)
         self.watched.set()
 
@@ -276,7 +228,9 @@ class FakeServer(
         self, request: models.DeleteModelRequest, context: grpc.ServicerContext
     ) -> models.DeleteModelResponse:
         self._take(request, context)
-        return models.DeleteModelResponse(released_bytes=0)
+        if request.name in self.in_use:
+            self._refuse(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "in use", "MODEL_IN_USE"), context)
+        return models.DeleteModelResponse(released_bytes=1 << 20)
 
     def GetServerInfo(
         self, request: server.GetServerInfoRequest, context: grpc.ServicerContext
@@ -289,19 +243,33 @@ class FakeServer(
             core_count=2,
         )
 
-    def PullModel(self, request: models.PullModelRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def PullModel(
+        self, request: models.PullModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[models.PullModelResponse]:
+        self._take(request, context)
+        if self.endless and not context.add_callback(self.cancelled.set):
+            self.cancelled.set()
+        yield from self.pulled
+        if self.endless:
+            self.cancelled.wait(WAIT_S)
 
-    def CancelPull(self, request: models.CancelPullRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def CancelPull(
+        self, request: models.CancelPullRequest, context: grpc.ServicerContext
+    ) -> models.CancelPullResponse:
+        self._take(request, context)
+        return models.CancelPullResponse(kept_bytes=312 << 20)
 
-    def PruneModels(self, request: models.PruneModelsRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def PruneModels(
+        self, request: models.PruneModelsRequest, context: grpc.ServicerContext
+    ) -> models.PruneModelsResponse:
+        self._take(request, context)
+        return models.PruneModelsResponse(files=self.prunable)
 
     def EstimateMemory(
         self, request: models.EstimateMemoryRequest, context: grpc.ServicerContext
-    ) -> NoReturn:
-        self._unimplemented(request, context)
+    ) -> models.EstimateMemoryResponse:
+        self._take(request, context)
+        return self.estimate
 
     def GetLoad(self, request: server.GetLoadRequest, context: grpc.ServicerContext) -> NoReturn:
         self._unimplemented(request, context)

@@ -32,6 +32,15 @@ async def test_unary_calls(async_client: AsyncClient) -> None:
     assert [model.name async for model in async_client.list_models()] == ["bear-demo", "plain"]
 
 
+async def test_pull_model_and_its_companions(server: FakeServer, async_client: AsyncClient) -> None:
+    kinds = [event.WhichOneof("event") async for event in async_client.pull_model("tiny")]
+    assert kinds[-1] == "completed"
+    assert (await async_client.cancel_pull("tiny")).kept_bytes > 0
+    assert len((await async_client.prune_models(dry_run=True)).files) == 2
+    assert (await async_client.estimate_memory("tiny", context_length=512)).fits
+    assert (await async_client.get_model("demo", include_tensors=True)).tensors
+
+
 async def test_breaking_out_of_a_stream_cancels_the_call(
     server: FakeServer, async_client: AsyncClient
 ) -> None:

@@ -86,12 +86,49 @@ def test_models_live_through_the_client(server: FakeServer, client: Client) -> N
     assert client.load_model("demo", context_length=512).load_seconds == 0.5
     assert client.unload_model("demo", drain_timeout=0).released_bytes > 0
     assert client.register_model("n", "/p").model.name == "n"
-    assert client.delete_model("n").released_bytes == 0
+    assert client.delete_model("n").released_bytes == 1 << 20
     assert server.last(models.LoadModelRequest).options.context_length == 512
 
 
 def test_watch_models_ends_with_the_stream(client: Client) -> None:
     assert len(list(client.watch_models("bear-demo"))) == 2
+
+
+def test_pull_model_yields_the_events_to_the_end(server: FakeServer, client: Client) -> None:
+    kinds = [event.WhichOneof("event") for event in client.pull_model("tiny")]
+    assert kinds == ["progress", "started", "progress", "progress", "verifying", "completed"]
+    assert server.last(models.PullModelRequest) == models.PullModelRequest(name="tiny")
+
+
+def test_pull_model_takes_a_file_on_the_hub(server: FakeServer, client: Client) -> None:
+    for _ in client.pull_model(repo_id="owner/repo", file="a.gguf", revision="v1"):
+        pass
+    source = server.last(models.PullModelRequest).source
+    assert (source.repo_id, source.file, source.revision) == ("owner/repo", "a.gguf", "v1")
+
+
+def test_leaving_a_pull_ends_the_call_only(server: FakeServer, client: Client) -> None:
+    server.endless = True
+    with client.pull_model("tiny") as events:
+        next(events)
+    assert server.cancelled.wait(WAIT_S)
+    assert not any(isinstance(request, models.CancelPullRequest) for request in server.requests)
+
+
+def test_files_and_memory_of_models(server: FakeServer, client: Client) -> None:
+    assert client.cancel_pull("tiny").kept_bytes == 312 << 20
+    assert len(client.prune_models(dry_run=True).files) == 2
+    assert server.last(models.PruneModelsRequest).dry_run
+    assert client.estimate_memory("tiny", context_length=512, gpu_layers=0).fits
+    request = server.last(models.EstimateMemoryRequest)
+    assert (request.name, request.options.context_length) == ("tiny", 512)
+    assert request.options.HasField("gpu_layers")
+
+
+def test_get_model_asks_for_tensors_only_when_told(server: FakeServer, client: Client) -> None:
+    assert not client.get_model("demo").tensors
+    assert client.get_model("demo", include_tensors=True).tensors[0].name == "output.weight"
+    assert not server.last(models.GetModelRequest).include_metadata
 
 
 def test_text_calls(client: Client) -> None:
@@ -109,7 +146,7 @@ def test_a_call_not_built_yet_says_so(client: Client) -> None:
     with pytest.raises(FeatureUnsupported):
         client.get_load()
     with pytest.raises(FeatureUnsupported):
-        list(client.pull_model("owner/repo:Q4_K_M"))
+        list(client.watch_load())
 
 
 def test_a_unix_socket_is_a_target(unix_server: FakeServer) -> None:

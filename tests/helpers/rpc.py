@@ -242,6 +242,7 @@ async def serving(folder: Path, spawner: Spawner, **settings: Any) -> AsyncItera
         "listen": [f"unix:{folder}/bear.sock"],
         "models_dir": folder / "models",
         "allow_path": [folder],
+        "offline": True,
         **settings,
     }
     server = Server(ServerConfig(**values), spawner)

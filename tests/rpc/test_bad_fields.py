@@ -353,8 +353,6 @@ async def test_long_values_and_many_violations_still_arrive_as_a_status(
 UNSUPPORTED = [
     "priority: PRIORITY_HIGH",
     "priority: PRIORITY_LOW",
-    "keep_alive { seconds: 60 }",
-    "keep_alive {}",
 ]
 
 
@@ -381,20 +379,8 @@ async def test_defaults_may_be_named(api: Api, tiny: str, text: str) -> None:
     assert answer.usage.completion_token_count == 1
 
 
-async def test_a_load_option_that_is_not_built_yet_is_refused(api: Api, tiny: str, tiny_file: Path) -> None:
-    options = parse(pb.LoadOptions, "keep_alive {}")
-    load = models_pb.LoadModelRequest(name=tiny, options=options)
-    await fails(api.models.LoadModel(load), Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED")
-    register = api.register("unsupported", tiny_file, load_options=options)
-    await fails(register, Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED")
-
-
-async def test_calls_that_are_not_built_yet_are_refused(api: Api, tiny: str) -> None:
+async def test_calls_that_are_not_built_yet_are_refused(api: Api) -> None:
     calls: list[Any] = [
-        api.models.PullModel(models_pb.PullModelRequest(name=tiny)).read(),
-        api.models.CancelPull(models_pb.CancelPullRequest(name=tiny)),
-        api.models.PruneModels(models_pb.PruneModelsRequest()),
-        api.models.EstimateMemory(models_pb.EstimateMemoryRequest(name=tiny)),
         api.server.GetLoad(server_pb.GetLoadRequest()),
         api.server.WatchLoad(server_pb.WatchLoadRequest()).read(),
         api.server.Drain(server_pb.DrainRequest()),

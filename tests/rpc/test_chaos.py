@@ -29,6 +29,7 @@ MODELS = ("one", "two", "three")
 ALLOWED = {
     "UNAVAILABLE MODEL_UNLOADED",
     "UNAVAILABLE WORKER_CRASHED",
+    "UNAVAILABLE LOAD_COOLDOWN",  # after a worker that was killed while it loaded
     "ABORTED LOAD_CONFLICT",
     "FAILED_PRECONDITION MODEL_ALREADY_LOADED",
     "FAILED_PRECONDITION MODEL_NOT_LOADED",
@@ -133,8 +134,9 @@ async def test_random_clients_end_as_the_contract_says_and_leave_nothing_behind(
         await asyncio.gather(*(client.run(25) for client in clients))
         ended = sum((client.ended for client in clients), Counter[str]())
         assert set(ended) <= {"OK", *ALLOWED}, ended
-        assert ended["OK"] > 100
+        assert ended["OK"] > 50
         for name in MODELS:
+            await api.load(name)
             assert (await api.once(name, max_tokens=3, ignore_eos=True)).usage.completion_token_count == 3
             status = await api.idle(name)
             assert (status.running_count, status.waiting_count) == (0, 0)

@@ -86,9 +86,7 @@ async def test_a_model_from_register_to_delete_does_all_it_should(api: Api, file
     assert (after.worker_process_id, after.memory.process_bytes) == (0, 0)
 
     await api.delete(NAME)
-    gone = await fails(
-        api.models.GetModel(models_pb.GetModelRequest(name=NAME)), Code.NOT_FOUND, "MODEL_NOT_FOUND"
-    )
+    gone = await fails(api.status(NAME), Code.NOT_FOUND, "MODEL_NOT_FOUND")
     assert gone.resource is not None
     assert gone.resource.resource_name == NAME
     assert path.exists()

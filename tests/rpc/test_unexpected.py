@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ class _Broken:
 class _Cancelling:
     """A manager whose work is cancelled from inside, as when a task of its own is."""
 
-    def __getattr__(self, name: str) -> Any:
-        async def method(*args: Any, **kwargs: Any) -> None:
-            raise asyncio.CancelledError
+    async def executor(self, name: str) -> None:
+        raise asyncio.CancelledError
 
-        return method
+    @asynccontextmanager
+    async def using(self, *args: Any, **kwargs: Any) -> AsyncIterator[None]:
+        raise asyncio.CancelledError
+        yield
 
 
 async def _serve(folder: Path, manager: Any) -> AsyncIterator[Api]:
@@ -46,7 +49,7 @@ async def _serve(folder: Path, manager: Any) -> AsyncIterator[Api]:
     inference_grpc.add_InferenceServiceServicer_to_server(
         InferenceServicer(manager, manager, "tenant"), server
     )
-    models_grpc.add_ModelServiceServicer_to_server(ModelServicer(manager, manager), server)
+    models_grpc.add_ModelServiceServicer_to_server(ModelServicer(manager, manager, manager, manager), server)
     target = f"unix:{folder}/broken.sock"
     server.add_insecure_port(target)
     await server.start()

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc import params, types
-from bear_grpc.errors import FeatureUnsupported, InvalidField
+from bear_grpc.errors import InvalidField
 from bear_grpc.models.entry import ModelEntry, ModelStatus
 from bear_grpc.models.gguf import ArraySummary, GgufHeader
 from bear_grpc.params import ConstraintKind, GenerationDefaults, OverflowPolicy, SamplerKind, SamplingParams
-from bear_grpc.rpc import convert
+from bear_grpc.rpc import convert, inspection
 from bear_grpc.types import (
     CostTable,
     EngineStats,
@@ -25,6 +25,7 @@ from bear_grpc.types import (
     LoadOptions,
     LoadStage,
     ModelState,
+    PullStage,
     StateReason,
     StepCost,
 )
@@ -78,6 +79,8 @@ LOAD = {
     "repack": st.booleans(),
     "kv_cache_tokens": st.integers(1, 2**26),
     "kv_unified": st.booleans(),
+    "keep_alive_s": st.integers(-10, 10**6).map(float),
+    "pinned": st.booleans(),
 }
 DEFAULTS = {name: SAMPLING[name] for name in GenerationDefaults.__struct_fields__ if name != "max_tokens"}
 
@@ -96,6 +99,7 @@ ENUMS = {
     ModelState: (pb.ModelState, "MODEL_STATE"),
     StateReason: (pb.ModelStateReason, "MODEL_STATE_REASON"),
     LoadStage: (pb.LoadStage, "LOAD_STAGE"),
+    PullStage: (pb.PullStage, "PULL_STAGE"),
     FinishReason: (inference_pb.FinishReason, "FINISH_REASON"),
     SamplerKind: (inference_pb.SamplerKind, "SAMPLER_KIND"),
     OverflowPolicy: (inference_pb.OverflowPolicy, "OVERFLOW_POLICY"),
@@ -212,13 +216,6 @@ def test_load_options_number_without_a_name_is_named():
 def test_load_options_kv_cache_type_unspecified_is_unset():
     message = pb.LoadOptions(kv_cache_type=pb.KV_CACHE_TYPE_UNSPECIFIED)
     assert convert.load_options_from_proto(message) == LoadOptions()
-
-
-def test_load_options_not_built_yet_are_refused():
-    message = pb.LoadOptions()
-    message.keep_alive.FromSeconds(1)
-    with pytest.raises(FeatureUnsupported, match="keep_alive"):
-        convert.load_options_from_proto(message)
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -338,4 +335,4 @@ def test_model_tells_what_has_been_measured():
 )
 def test_metadata_value_becomes_the_entry_of_its_kind(value, entry):
     header = GgufHeader(3, {"k": value}, (), 0, 32, 0)
-    assert convert.metadata_to_proto(header) == [model_pb.MetadataEntry(key="k", **entry)]
+    assert inspection.metadata_to_proto(header) == [model_pb.MetadataEntry(key="k", **entry)]

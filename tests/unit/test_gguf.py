@@ -14,11 +14,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bear_grpc
 from bear_grpc.models.gguf import (
+    LARGEST_READ_BYTES,
     MAX_ARRAY_STRINGS,
     MAX_ENTRIES,
     MAX_READ_BYTES,
@@ -29,8 +28,9 @@ from bear_grpc.models.gguf import (
     GgufHeader,
     read_header,
 )
-from bear_grpc.models.gguf_types import FILE_TYPES, TENSOR_TYPES
-from tests.helpers.ggufs import CORRUPTIONS, WORDS, Span, corrupt, cut_places, spans, write_tiny_llama
+from bear_grpc.models.gguf_types import FILE_TYPES, TENSOR_TYPES, TypeShare
+from tests.helpers.gguf_headers import properties_of
+from tests.helpers.ggufs import CORRUPTIONS, WORDS, corrupt, cut_places, spans, write_tiny_llama
 
 PACKAGE = Path(bear_grpc.__file__).parent
 DEMO = PACKAGE / "demo" / "bear-demo.gguf"
@@ -64,11 +64,6 @@ def peak_of(path: Path) -> tuple[GgufHeader | GgufError, int]:
         return exc, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def properties_of(header: GgufHeader) -> dict[str, object]:
-    names = [name for name, member in vars(GgufHeader).items() if isinstance(member, property)]
-    return {name: getattr(header, name) for name in names}
 
 
 def entry(key: str, value_type: int, value: bytes) -> bytes:
@@ -112,6 +107,18 @@ def test_header_of_tiny_model_describes_it(tiny: Path) -> None:
         "has_chat_template": True,
         "parameter_count": sum(int(np.prod(tensor.shape)) for tensor in gguf.GGUFReader(tiny).tensors),
         "quantization": "F32",
+        "quantization_mix": (TypeShare("F32", 12, header.parameter_count, 4 * header.parameter_count),),
+        "block_count": 1,
+        "embedding_length": 32,
+        "head_counts": (2,),
+        "kv_head_counts": (2,),
+        "key_length": 16,
+        "value_length": 16,
+        "sliding_window": None,
+        "expert_count": None,
+        "expert_used_count": None,
+        "vocabulary_size": header.tensors[0].shape[1],
+        "split_number": None,
     }
 
 
@@ -147,7 +154,7 @@ def test_header_with_every_value_type_agrees_with_gguf_package(tmp_path: Path) -
     writer.add_bool("bool", True)
     writer.add_string("string", "")
     writer.add_string("letters", "é𝄞\n")
-    for count in (1, 16, 17):
+    for count in (1, 16, 17, 1024, 1025):
         writer.add_array(f"integers.{count}", list(range(count)))
         writer.add_array(f"floats.{count}", [index / 2 for index in range(count)])
         writer.add_array(f"flags.{count}", [index % 2 == 0 for index in range(count)])
@@ -167,6 +174,7 @@ def assert_agrees(path: Path) -> None:
         expected = fields[key].contents()
         if isinstance(value, ArraySummary):
             assert value.count == len(expected) > 16, key
+            assert value.count > 1024 or value.element_type in ("string", "f32", "f64"), key
         else:
             assert value == (tuple(expected) if isinstance(expected, list) else expected), key
     assert [
@@ -238,7 +246,7 @@ def test_properties_of_wrong_types_are_none(tmp_path: Path) -> None:
     assert {
         name
         for name, value in properties_of(header).items()
-        if value is not None and name not in ("split_count", "parameter_count", "has_chat_template")
+        if value not in (None, ()) and name not in ("split_count", "parameter_count", "has_chat_template")
     } == set()
 
 
@@ -538,84 +546,7 @@ def test_header_that_needs_too_much_reading_is_refused(tmp_path: Path) -> None:
             file.write(struct.pack("<Q", length))
     error, peak = peak_of(path)
     assert f"more than {MAX_READ_BYTES:,} bytes" in str(error)
-    assert peak < 1_000_000
-
-
-NUMBERS = st.sampled_from(
-    [0, 1, 2, 7, 8, 9, 12, 13, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
-)
-# (field, byte in the field, what to write there): aimed at fields, or most would hit the vocabulary.
-EDITS = st.lists(
-    st.tuples(
-        st.integers(0, 2**16),
-        st.integers(0, 11),
-        st.one_of(
-            st.binary(min_size=1, max_size=8),
-            NUMBERS.map(lambda number: struct.pack("<Q", number)),
-            NUMBERS.map(lambda number: struct.pack("<I", number & 0xFFFFFFFF)),
-        ),
-    ),
-    min_size=1,
-    max_size=4,
-)
-# Bytes to leave out or to double: what follows is then read at the wrong place.
-SHIFT = st.tuples(st.integers(0, 2**16), st.integers(-8, 8))
-LENGTH = st.one_of(st.none(), st.integers(0, 2**16))
-
-
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Span]]:
-    """Where to write mutants of a valid file, its bytes, and the fields of its header."""
-    path = write_tiny_llama(tmp_path_factory.mktemp("gguf") / "victim.gguf", vocab="bytes")
-    return path, path.read_bytes(), [span for span in spans(path) if span.kind != "data"]
-
-
-def assert_mutant_is_contained(
-    victim: tuple[Path, bytes, list[Span]],
-    edits: list[tuple[int, int, bytes]],
-    shift: tuple[int, int],
-    length: int | None,
-) -> None:
-    path, whole, fields = victim
-    data = bytearray(whole)
-    for field, byte, value in edits:
-        start = fields[field % len(fields)].start + byte
-        data[start : start + len(value)] = value
-    place = fields[shift[0] % len(fields)].start
-    data[place:place] = data[place : place + max(shift[1], 0)]
-    del data[place : place - min(shift[1], 0)]
-    path.write_bytes(data[:length])
-    outcome, peak = peak_of(path)
-    assert peak < MEMORY_LIMIT
-    if isinstance(outcome, GgufError):
-        assert outcome.problem
-        assert 0 <= outcome.offset <= path.stat().st_size
-    else:
-        properties_of(outcome)
-
-
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(edits=EDITS, shift=st.one_of(st.just((0, 0)), SHIFT), length=LENGTH)
-def test_mutated_header_raises_nothing_but_gguf_error(
-    victim: tuple[Path, bytes, list[Span]],
-    edits: list[tuple[int, int, bytes]],
-    shift: tuple[int, int],
-    length: int | None,
-) -> None:
-    assert_mutant_is_contained(victim, edits, shift, length)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@settings(max_examples=10_000, derandomize=True, deadline=None, database=None)
-@given(edits=EDITS, shift=st.one_of(st.just((0, 0)), SHIFT), length=LENGTH)
-def test_many_mutated_headers_raise_nothing_but_gguf_error(
-    victim: tuple[Path, bytes, list[Span]],
-    edits: list[tuple[int, int, bytes]],
-    shift: tuple[int, int],
-    length: int | None,
-) -> None:
-    assert_mutant_is_contained(victim, edits, shift, length)
+    assert peak < 3 * LARGEST_READ_BYTES
 
 
 # The helper itself

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bear_grpc.backend import options
-from bear_grpc.backend.host import UNKNOWN_FREE_BYTES, free_bytes
-from bear_grpc.backend.options import PROMPT_OUTPUTS, Situation, choose, sequence_ids
+from bear_grpc import load_plan
 from bear_grpc.errors import InvalidField
+from bear_grpc.host import UNKNOWN_FREE_BYTES, free_bytes
+from bear_grpc.load_plan import PROMPT_OUTPUTS, Situation, choose, sequence_ids
 from bear_grpc.types import MAX_SEQUENCES, KvCacheType, LoadOptions
 
 KV_BYTES = {kind: 1000.0 for kind in KvCacheType}
@@ -68,13 +68,13 @@ def test_sequences_are_a_few_for_each_core_or_all_with_a_gpu(cores, gpu_layers, 
 
 @pytest.mark.parametrize(("contexts", "sequences"), [(0, 1), (1, 1), (3, 3), (8, 8), (9, 8)])
 def test_sequences_fit_into_their_part_of_the_free_memory(contexts, sequences):
-    free = int(contexts * 2048 * 1000 / options.KV_SHARE_OF_MEMORY)
+    free = int(contexts * 2048 * 1000 / load_plan.KV_SHARE_OF_MEMORY)
     assert chosen(situation(free_bytes=free)).max_sequences == sequences
 
 
 def test_sequences_count_by_the_kv_type_that_is_used():
     here = situation(
-        free_bytes=int(4 * 2048 * 1000 / options.KV_SHARE_OF_MEMORY),
+        free_bytes=int(4 * 2048 * 1000 / load_plan.KV_SHARE_OF_MEMORY),
         kv_token_bytes={**KV_BYTES, KvCacheType.Q8_0: 500.0},
     )
     assert chosen(here).max_sequences == 4

@@ -202,7 +202,6 @@ def test_spec_min_tokens_above_max_tokens_are_named():
 
 UNSUPPORTED: dict[str, Change] = {
     "priority": lambda message: setattr(message, "priority", pb.PRIORITY_HIGH),
-    "keep_alive": lambda message: message.keep_alive.FromSeconds(0),
 }
 
 
@@ -212,6 +211,14 @@ def test_spec_feature_not_built_yet_is_refused_not_ignored(feature):
     UNSUPPORTED[feature](message)
     with pytest.raises(FeatureUnsupported, match=feature):
         requests.spec_from_proto(message)
+
+
+@pytest.mark.parametrize("seconds", [None, 0, -1, 300])
+def test_spec_keep_alive_is_in_seconds(seconds):
+    message = request()
+    if seconds is not None:
+        message.keep_alive.FromSeconds(seconds)
+    assert requests.spec_from_proto(message).keep_alive_s == seconds
 
 
 def test_spec_bad_field_is_told_before_a_feature_not_built_yet():

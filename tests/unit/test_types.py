@@ -64,7 +64,8 @@ def fields(violations: list[FieldViolation]) -> list[str]:
 
 
 def test_load_options_every_number_has_limits_here():
-    not_numbers = {"kv_cache_type", "flash_attention", "mmap", "mlock", "repack", "kv_unified"}
+    not_numbers = {"kv_cache_type", "flash_attention", "mmap", "mlock", "repack", "kv_unified", "pinned"}
+    not_numbers |= {"keep_alive_s"}  # any: a negative one is for ever
     assert {*LoadOptions.__struct_fields__} == {*LOAD_LIMITS, *not_numbers}
 
 

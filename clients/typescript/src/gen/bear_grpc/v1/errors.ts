@@ -105,7 +105,10 @@ export enum ErrorReason {
   ERROR_REASON_CHECKSUM_MISMATCH = 30,
   /** ERROR_REASON_DISK_FULL - RESOURCE_EXHAUSTED. The disk has no room for the file. */
   ERROR_REASON_DISK_FULL = 31,
-  /** ERROR_REASON_HUB_UNREACHABLE - UNAVAILABLE. The model hub cannot be reached. */
+  /**
+   * ERROR_REASON_HUB_UNREACHABLE - UNAVAILABLE. The model hub cannot be reached, or the server is set to be
+   * offline.
+   */
   ERROR_REASON_HUB_UNREACHABLE = 32,
   /** ERROR_REASON_HUB_ACCESS_DENIED - PERMISSION_DENIED. The model hub refuses access: gated or private. */
   ERROR_REASON_HUB_ACCESS_DENIED = 33,
@@ -115,5 +118,14 @@ export enum ErrorReason {
   ERROR_REASON_KEY_INVALID = 35,
   /** ERROR_REASON_SCOPE_MISSING - PERMISSION_DENIED. The key does not allow this call. */
   ERROR_REASON_SCOPE_MISSING = 36,
+  /**
+   * ERROR_REASON_HUB_RATE_LIMITED - RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
+   * from this server for now.
+   */
+  ERROR_REASON_HUB_RATE_LIMITED = 37,
+  /** ERROR_REASON_PULL_CANCELLED - ABORTED. The download was stopped by CancelPull; what has come is kept. */
+  ERROR_REASON_PULL_CANCELLED = 38,
+  /** ERROR_REASON_HUB_ANSWER_INVALID - DATA_LOSS. What the model hub sends is not what it announced. */
+  ERROR_REASON_HUB_ANSWER_INVALID = 39,
   UNRECOGNIZED = -1,
 }

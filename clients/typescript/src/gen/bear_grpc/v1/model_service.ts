@@ -46,10 +46,15 @@ export interface ListModelsResponse {
 
 /** Which model to get. */
 export interface GetModelRequest {
-  /** Its name or an alias. */
+  /**
+   * Its name, an alias, or a file on the hub as `owner/repo:QUANT` or
+   * `owner/repo/file.gguf[@revision]`, of which only the header is read.
+   */
   name: string;
   /** Whether to read the GGUF metadata too. */
   includeMetadata: boolean;
+  /** Whether to tell every tensor too. */
+  includeTensors: boolean;
 }
 
 /** The answer to GetModel. */
@@ -60,6 +65,34 @@ export interface GetModelResponse {
     | undefined;
   /** GGUF metadata in the order of the file, if asked for. */
   metadata: MetadataEntry[];
+  /** The tensors in the order of the file, if asked for. */
+  tensors: TensorInfo[];
+  /** Bytes by tensor type, the most first; always told where the file is known. */
+  quantizationMix: TensorTypeShare[];
+}
+
+/** One tensor of a file. */
+export interface TensorInfo {
+  /** Its name, such as `blk.0.attn_q.weight`. */
+  name: string;
+  /** Its number format, such as `Q4_K`. */
+  type: string;
+  /** Its dimensions, the contiguous one first. */
+  shape: number[];
+  /** Its size. */
+  sizeBytes: number;
+}
+
+/** How much of a model has a number format. */
+export interface TensorTypeShare {
+  /** The format, such as `Q4_K`. */
+  type: string;
+  /** Tensors in it. */
+  tensorCount: number;
+  /** Weights in it. */
+  parameterCount: number;
+  /** Bytes in it. */
+  sizeBytes: number;
 }
 
 /** One GGUF key and its value. */
@@ -126,7 +159,11 @@ export interface PullModelRequest {
   /** One of these is required. */
   target?:
     | //
-    /** A name in the catalog, or `owner/repo:QUANT`. */
+    /**
+     * A name in the catalog, `owner/repo:QUANT`, or
+     * `owner/repo/file.gguf[@revision]`. The latter two are the model's name
+     * from then on.
+     */
     { $case: "name"; name: string }
     | //
     /** A file on the hub. */
@@ -348,7 +385,7 @@ export interface EstimateMemoryResponse {
   effectiveOptions?: LoadOptions | undefined;
 }
 
-/** The share of one device. */
+/** What is needed on one device. */
 export interface DeviceMemory {
   /** llama.cpp's name of the device; `CPU` is the host. */
   device: string;
@@ -360,6 +397,10 @@ export interface DeviceMemory {
   computeBytes: number;
   /** Free memory when it was read. */
   freeBytes: number;
+  /** The worker process itself: its code, tables and buffers. Host only. */
+  overheadBytes: number;
+  /** Sum of all that is needed on this device. */
+  neededBytes: number;
 }
 
 function createBaseListModelsRequest(): ListModelsRequest {
@@ -523,7 +564,7 @@ export const ListModelsResponse: MessageFns<ListModelsResponse> = {
 };
 
 function createBaseGetModelRequest(): GetModelRequest {
-  return { name: "", includeMetadata: false };
+  return { name: "", includeMetadata: false, includeTensors: false };
 }
 
 export const GetModelRequest: MessageFns<GetModelRequest> = {
@@ -533,6 +574,9 @@ export const GetModelRequest: MessageFns<GetModelRequest> = {
     }
     if (message.includeMetadata !== false) {
       writer.uint32(16).bool(message.includeMetadata);
+    }
+    if (message.includeTensors !== false) {
+      writer.uint32(24).bool(message.includeTensors);
     }
     return writer;
   },
@@ -566,6 +610,14 @@ export const GetModelRequest: MessageFns<GetModelRequest> = {
             message.includeMetadata = reader.bool();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.includeTensors = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -585,12 +637,13 @@ export const GetModelRequest: MessageFns<GetModelRequest> = {
     const message = createBaseGetModelRequest();
     message.name = object.name ?? "";
     message.includeMetadata = object.includeMetadata ?? false;
+    message.includeTensors = object.includeTensors ?? false;
     return message;
   },
 };
 
 function createBaseGetModelResponse(): GetModelResponse {
-  return { model: undefined, metadata: [] };
+  return { model: undefined, metadata: [], tensors: [], quantizationMix: [] };
 }
 
 export const GetModelResponse: MessageFns<GetModelResponse> = {
@@ -600,6 +653,12 @@ export const GetModelResponse: MessageFns<GetModelResponse> = {
     }
     for (const v of message.metadata) {
       MetadataEntry.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.tensors) {
+      TensorInfo.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.quantizationMix) {
+      TensorTypeShare.encode(v!, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -633,6 +692,22 @@ export const GetModelResponse: MessageFns<GetModelResponse> = {
             message.metadata.push(MetadataEntry.decode(reader, reader.uint32()));
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.tensors.push(TensorInfo.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.quantizationMix.push(TensorTypeShare.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -652,6 +727,204 @@ export const GetModelResponse: MessageFns<GetModelResponse> = {
     const message = createBaseGetModelResponse();
     message.model = (object.model !== undefined && object.model !== null) ? Model.fromPartial(object.model) : undefined;
     message.metadata = object.metadata?.map((e) => MetadataEntry.fromPartial(e)) || [];
+    message.tensors = object.tensors?.map((e) => TensorInfo.fromPartial(e)) || [];
+    message.quantizationMix = object.quantizationMix?.map((e) => TensorTypeShare.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseTensorInfo(): TensorInfo {
+  return { name: "", type: "", shape: [], sizeBytes: 0 };
+}
+
+export const TensorInfo: MessageFns<TensorInfo> = {
+  encode(message: TensorInfo, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.type !== "") {
+      writer.uint32(18).string(message.type);
+    }
+    if (message.shape.length !== 0) {
+      writer.uint32(26).fork();
+      for (const v of message.shape) {
+        writer.int64(v);
+      }
+      writer.join();
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(32).int64(message.sizeBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TensorInfo {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTensorInfo();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.type = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag === 24) {
+              message.shape.push(longToNumber(reader.int64()));
+
+              continue;
+            }
+
+            if (tag === 26) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.shape.push(longToNumber(reader.int64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<TensorInfo>): TensorInfo {
+    return TensorInfo.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<TensorInfo>): TensorInfo {
+    const message = createBaseTensorInfo();
+    message.name = object.name ?? "";
+    message.type = object.type ?? "";
+    message.shape = object.shape?.map((e) => e) || [];
+    message.sizeBytes = object.sizeBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseTensorTypeShare(): TensorTypeShare {
+  return { type: "", tensorCount: 0, parameterCount: 0, sizeBytes: 0 };
+}
+
+export const TensorTypeShare: MessageFns<TensorTypeShare> = {
+  encode(message: TensorTypeShare, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.type !== "") {
+      writer.uint32(10).string(message.type);
+    }
+    if (message.tensorCount !== 0) {
+      writer.uint32(16).int32(message.tensorCount);
+    }
+    if (message.parameterCount !== 0) {
+      writer.uint32(24).int64(message.parameterCount);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(32).int64(message.sizeBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TensorTypeShare {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTensorTypeShare();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.type = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.tensorCount = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.parameterCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<TensorTypeShare>): TensorTypeShare {
+    return TensorTypeShare.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<TensorTypeShare>): TensorTypeShare {
+    const message = createBaseTensorTypeShare();
+    message.type = object.type ?? "";
+    message.tensorCount = object.tensorCount ?? 0;
+    message.parameterCount = object.parameterCount ?? 0;
+    message.sizeBytes = object.sizeBytes ?? 0;
     return message;
   },
 };
@@ -2661,7 +2934,15 @@ export const EstimateMemoryResponse: MessageFns<EstimateMemoryResponse> = {
 };
 
 function createBaseDeviceMemory(): DeviceMemory {
-  return { device: "", weightsBytes: 0, kvCacheBytes: 0, computeBytes: 0, freeBytes: 0 };
+  return {
+    device: "",
+    weightsBytes: 0,
+    kvCacheBytes: 0,
+    computeBytes: 0,
+    freeBytes: 0,
+    overheadBytes: 0,
+    neededBytes: 0,
+  };
 }
 
 export const DeviceMemory: MessageFns<DeviceMemory> = {
@@ -2680,6 +2961,12 @@ export const DeviceMemory: MessageFns<DeviceMemory> = {
     }
     if (message.freeBytes !== 0) {
       writer.uint32(40).int64(message.freeBytes);
+    }
+    if (message.overheadBytes !== 0) {
+      writer.uint32(48).int64(message.overheadBytes);
+    }
+    if (message.neededBytes !== 0) {
+      writer.uint32(56).int64(message.neededBytes);
     }
     return writer;
   },
@@ -2737,6 +3024,22 @@ export const DeviceMemory: MessageFns<DeviceMemory> = {
             message.freeBytes = longToNumber(reader.int64());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.overheadBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.neededBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2759,6 +3062,8 @@ export const DeviceMemory: MessageFns<DeviceMemory> = {
     message.kvCacheBytes = object.kvCacheBytes ?? 0;
     message.computeBytes = object.computeBytes ?? 0;
     message.freeBytes = object.freeBytes ?? 0;
+    message.overheadBytes = object.overheadBytes ?? 0;
+    message.neededBytes = object.neededBytes ?? 0;
     return message;
   },
 };

@@ -40,6 +40,8 @@ export enum ModelStateReason {
   MODEL_STATE_REASON_RESTARTING = 3,
   /** MODEL_STATE_REASON_COOLDOWN - FAILED: loading is not tried before a cooling time has passed. */
   MODEL_STATE_REASON_COOLDOWN = 4,
+  /** MODEL_STATE_REASON_PULL_FAILED - ABSENT: the last download did not succeed. */
+  MODEL_STATE_REASON_PULL_FAILED = 5,
   UNRECOGNIZED = -1,
 }
 
@@ -57,6 +59,21 @@ export enum LoadStage {
   LOAD_STAGE_WARMUP = 4,
   /** LOAD_STAGE_MEASURING - Step times are being measured, at the first load on this machine only. */
   LOAD_STAGE_MEASURING = 5,
+  UNRECOGNIZED = -1,
+}
+
+/** What a download is doing. May grow. */
+export enum PullStage {
+  /** PULL_STAGE_UNSPECIFIED - No download is under way. */
+  PULL_STAGE_UNSPECIFIED = 0,
+  /** PULL_STAGE_QUEUED - Others are being downloaded; this one waits for its turn. */
+  PULL_STAGE_QUEUED = 1,
+  /** PULL_STAGE_RESOLVING - The hub is asked which files there are. */
+  PULL_STAGE_RESOLVING = 2,
+  /** PULL_STAGE_DOWNLOADING - Bytes are coming. */
+  PULL_STAGE_DOWNLOADING = 3,
+  /** PULL_STAGE_VERIFYING - All bytes are here, the checksum is being compared. */
+  PULL_STAGE_VERIFYING = 4,
   UNRECOGNIZED = -1,
 }
 
@@ -165,7 +182,7 @@ export interface LoadOptions {
     | undefined;
   /**
    * How long the model stays loaded after its last use; 0 unloads after use,
-   * a negative time never unloads. Default: never unloads.
+   * a negative time never unloads. Default: the server's `keep_alive_s`.
    */
   keepAlive?:
     | Duration
@@ -176,7 +193,14 @@ export interface LoadOptions {
    * the pool holds. False: a part of its own for each sequence. Default:
    * false, or true when `kv_cache_tokens` is less than a context for each.
    */
-  kvUnified?: boolean | undefined;
+  kvUnified?:
+    | boolean
+    | undefined;
+  /**
+   * Whether the model stays when memory is needed for another one. Default:
+   * false; the idle model used longest ago is unloaded first.
+   */
+  pinned?: boolean | undefined;
 }
 
 /** The measured time of one step. */
@@ -256,6 +280,16 @@ export interface ModelSource {
     | undefined;
 }
 
+/** One file of a model. */
+export interface ModelFile {
+  /** Its name on the hub, or its base name. */
+  file: string;
+  /** SHA-256, lower case hex; empty while not computed. */
+  sha256: string;
+  /** Its size. */
+  sizeBytes: number;
+}
+
 /** A model that the server knows. */
 export interface Model {
   /** Unique; what every other call takes. */
@@ -301,6 +335,8 @@ export interface Model {
    * load.
    */
   costTables: CostTable[];
+  /** Its files: several for a model that is split. */
+  files: ModelFile[];
 }
 
 /** How far a load is. */
@@ -321,6 +357,8 @@ export interface PullProgress {
   bytesPerSecond: number;
   /** Predicted time to the end; 0 while unknown. */
   remainingSeconds: number;
+  /** What is being done. */
+  stage: PullStage;
 }
 
 /** What a loaded model's memory is used for. */
@@ -443,6 +481,7 @@ function createBaseLoadOptions(): LoadOptions {
     repack: undefined,
     keepAlive: undefined,
     kvUnified: undefined,
+    pinned: undefined,
   };
 }
 
@@ -489,6 +528,9 @@ export const LoadOptions: MessageFns<LoadOptions> = {
     }
     if (message.kvUnified !== undefined) {
       writer.uint32(112).bool(message.kvUnified);
+    }
+    if (message.pinned !== undefined) {
+      writer.uint32(120).bool(message.pinned);
     }
     return writer;
   },
@@ -618,6 +660,14 @@ export const LoadOptions: MessageFns<LoadOptions> = {
             message.kvUnified = reader.bool();
             continue;
           }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.pinned = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -651,6 +701,7 @@ export const LoadOptions: MessageFns<LoadOptions> = {
       ? Duration.fromPartial(object.keepAlive)
       : undefined;
     message.kvUnified = object.kvUnified ?? undefined;
+    message.pinned = object.pinned ?? undefined;
     return message;
   },
 };
@@ -1215,6 +1266,85 @@ export const ModelSource: MessageFns<ModelSource> = {
   },
 };
 
+function createBaseModelFile(): ModelFile {
+  return { file: "", sha256: "", sizeBytes: 0 };
+}
+
+export const ModelFile: MessageFns<ModelFile> = {
+  encode(message: ModelFile, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.file !== "") {
+      writer.uint32(10).string(message.file);
+    }
+    if (message.sha256 !== "") {
+      writer.uint32(18).string(message.sha256);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(24).int64(message.sizeBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelFile {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelFile();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.file = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.sha256 = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ModelFile>): ModelFile {
+    return ModelFile.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelFile>): ModelFile {
+    const message = createBaseModelFile();
+    message.file = object.file ?? "";
+    message.sha256 = object.sha256 ?? "";
+    message.sizeBytes = object.sizeBytes ?? 0;
+    return message;
+  },
+};
+
 function createBaseModel(): Model {
   return {
     name: "",
@@ -1233,6 +1363,7 @@ function createBaseModel(): Model {
     loadOptions: undefined,
     status: undefined,
     costTables: [],
+    files: [],
   };
 }
 
@@ -1289,6 +1420,9 @@ export const Model: MessageFns<Model> = {
     }
     for (const v of message.costTables) {
       CostTable.encode(v!, writer.uint32(130).fork()).join();
+    }
+    for (const v of message.files) {
+      ModelFile.encode(v!, writer.uint32(138).fork()).join();
     }
     return writer;
   },
@@ -1444,6 +1578,14 @@ export const Model: MessageFns<Model> = {
             message.costTables.push(CostTable.decode(reader, reader.uint32()));
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.files.push(ModelFile.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1485,6 +1627,7 @@ export const Model: MessageFns<Model> = {
       ? ModelStatus.fromPartial(object.status)
       : undefined;
     message.costTables = object.costTables?.map((e) => CostTable.fromPartial(e)) || [];
+    message.files = object.files?.map((e) => ModelFile.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1557,7 +1700,7 @@ export const LoadProgress: MessageFns<LoadProgress> = {
 };
 
 function createBasePullProgress(): PullProgress {
-  return { completedBytes: 0, totalBytes: 0, bytesPerSecond: 0, remainingSeconds: 0 };
+  return { completedBytes: 0, totalBytes: 0, bytesPerSecond: 0, remainingSeconds: 0, stage: 0 };
 }
 
 export const PullProgress: MessageFns<PullProgress> = {
@@ -1573,6 +1716,9 @@ export const PullProgress: MessageFns<PullProgress> = {
     }
     if (message.remainingSeconds !== 0) {
       writer.uint32(33).double(message.remainingSeconds);
+    }
+    if (message.stage !== 0) {
+      writer.uint32(40).int32(message.stage);
     }
     return writer;
   },
@@ -1622,6 +1768,14 @@ export const PullProgress: MessageFns<PullProgress> = {
             message.remainingSeconds = reader.double();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.stage = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1643,6 +1797,7 @@ export const PullProgress: MessageFns<PullProgress> = {
     message.totalBytes = object.totalBytes ?? 0;
     message.bytesPerSecond = object.bytesPerSecond ?? 0;
     message.remainingSeconds = object.remainingSeconds ?? 0;
+    message.stage = object.stage ?? 0;
     return message;
   },
 };

@@ -1,11 +1,14 @@
-"""The options of a load that nobody asked for, chosen from the model and the machine."""
+"""The options of a load that nobody asked for, chosen from the model and the machine.
+
+Used by the worker that loads, and by the server that plans the load: both must come to the same.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from ..errors import InvalidField
-from ..types import DEFAULT_CONTEXT_LENGTH, MAX_SEQUENCES, KvCacheType, LoadOptions
+from .errors import InvalidField
+from .types import DEFAULT_CONTEXT_LENGTH, MAX_SEQUENCES, KvCacheType, LoadOptions
 
 # The kernels work in tiles of 16 rows: beyond it a step of decode tokens costs in proportion.
 SEQUENCES_PER_CORE, FEWEST_SEQUENCES, MOST_SEQUENCES = 4, 4, 16
@@ -18,6 +21,14 @@ BATCH_TOKENS = 512
 IDS_PER_SEQUENCE, FEWEST_IDS = 4, 32
 # Rows with logits for log probabilities of prompts, beside one for each id.
 PROMPT_OUTPUTS = 32
+# Bytes of a value in the KV cache: a block's bytes by the values in it.
+KV_VALUE_BYTES = {
+    KvCacheType.F16: 2.0,
+    KvCacheType.BF16: 2.0,
+    KvCacheType.Q8_0: 34 / 32,
+    KvCacheType.Q4_0: 18 / 32,
+}
+_CELLS_STEP = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +88,12 @@ def sequence_ids(max_sequences: int, unified: bool) -> int:
     if not unified:
         return max_sequences
     return min(MAX_SEQUENCES, max(IDS_PER_SEQUENCE * max_sequences, FEWEST_IDS))
+
+
+def kv_cells(options: LoadOptions) -> int:
+    """Tokens that the KV cache of effective options has room for: llama.cpp rounds each part up."""
+    pool, parts = options.kv_cache_tokens or 0, 1 if options.kv_unified else options.max_sequences or 1
+    return -(-(pool // parts) // _CELLS_STEP) * _CELLS_STEP * parts
 
 
 def _sequences(kv_bytes_each: float, here: Situation) -> int:
