@@ -9,7 +9,7 @@ TYPESCRIPT := clients/typescript
 export ACCEL
 .DEFAULT_GOAL := help
 .PHONY: help install freeze demo serve proto proto-check proto-image format lint check \
-        test test-python test-typescript test-slow bench wheel demo-model clean
+        test test-python test-typescript test-slow bench chaos wheel demo-model clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test-slow: install  ## the slow tests: installation from the wheel, many process
 
 bench: install  ## measure: make bench ARGS="--help"
 	@$(PY) -m benchmarks $(ARGS)
+
+chaos: install  ## faults at full size: make chaos ARGS="--help"
+	@$(PY) -m tests.chaos $(ARGS)
 
 wheel: install  ## build the project's wheel into dist/
 	@$(PY) -m build --wheel --outdir dist

@@ -167,9 +167,11 @@ class PullManager:
         return await asyncio.to_thread(self._store.prune, dry_run=dry_run)
 
     async def remove(self, entry: ModelEntry) -> int:
-        """Takes a downloaded model off the disk; bytes removed. Raises ModelInUse."""
+        """Takes a downloaded model off the disk; bytes removed. Raises ModelInUse, ModelFileNotFound."""
         if entry.is_in_use or entry.name in self._downloads:
             raise ModelInUse(entry.name)
+        if entry.path is None:
+            raise ModelFileNotFound(f"{entry.name} is not on this server: there is nothing to remove")
         released = await asyncio.to_thread(self._store.remove, entry.name)
         self._shelf.drop(entry.name)
         return released

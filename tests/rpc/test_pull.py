@@ -170,6 +170,10 @@ async def test_deleted_download_is_gone_from_the_disk(api: Api, size: int, tmp_p
     await fails(api.status(NAME), Code.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
+async def test_model_that_was_never_downloaded_is_not_deleted(api: Api) -> None:
+    await fails(api.delete("phi-2"), Code.NOT_FOUND, "MODEL_FILE_NOT_FOUND")
+
+
 async def test_loaded_download_is_not_deleted(api: Api) -> None:
     await api.load(NAME)
     await fails(api.delete(NAME), Code.FAILED_PRECONDITION, "MODEL_IN_USE")
