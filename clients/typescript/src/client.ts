@@ -19,6 +19,7 @@ import {
   ListModelsRequest,
   LoadModelRequest,
   type MetadataEntry,
+  type TensorInfo,
   ModelServiceService as Models,
   RegisterModelRequest,
   type UnloadModelResponse,
@@ -115,14 +116,17 @@ export class BearClient {
     } while (request.pageToken !== "");
   }
 
-  /** One model; `metadata` is filled if `includeMetadata` is set. */
+  /** One model, also one on the hub only; `metadata` and `tensors` are filled if they are asked for. */
   async getModel(
     name: string,
-    { includeMetadata = false, ...call }: CallOptions & { includeMetadata?: boolean } = {},
-  ): Promise<{ model: Model; metadata: MetadataEntry[] }> {
-    const request = GetModelRequest.fromPartial({ name, includeMetadata });
-    const { model, metadata } = await this.unary(Models.getModel, request, call);
-    return { model: present(model, "model"), metadata };
+    { includeMetadata = false, includeTensors = false, ...call }: CallOptions & {
+      includeMetadata?: boolean;
+      includeTensors?: boolean;
+    } = {},
+  ): Promise<{ model: Model; metadata: MetadataEntry[]; tensors: TensorInfo[] }> {
+    const request = GetModelRequest.fromPartial({ name, includeMetadata, includeTensors });
+    const { model, metadata, tensors } = await this.unary(Models.getModel, request, call);
+    return { model: present(model, "model"), metadata, tensors };
   }
 
   /** Where a model stands and what it is doing. */

@@ -11,6 +11,7 @@ import {
   type ListModelsRequest,
   ModelServiceService,
   ModelState,
+  PullStage,
   ServerServiceService,
 } from "@bear-grpc/client";
 
@@ -274,7 +275,13 @@ test("any method of the contract can be called", async (t) => {
     call.write({
       event: {
         $case: "progress",
-        progress: { completedBytes: 1, totalBytes: 2, bytesPerSecond: 0, remainingSeconds: 0 },
+        progress: {
+          completedBytes: 1,
+          totalBytes: 2,
+          bytesPerSecond: 0,
+          remainingSeconds: 0,
+          stage: PullStage.PULL_STAGE_DOWNLOADING,
+        },
       },
     });
     call.write({ event: undefined });
