@@ -56,7 +56,6 @@ class KeepAlive:
     def hold(self, entry: ModelEntry, seconds: float) -> None:
         """A use whose end nobody will tell. A use that ends within it says how long the model is kept."""
         self.begin(entry)
-        self._life(entry).keep_alive_s = None
 
         def end() -> None:
             self._holds.discard(timer)

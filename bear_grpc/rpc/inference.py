@@ -144,9 +144,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Status changes while the model is downloaded and loaded; ends when that has ended."""
-        loading = asyncio.ensure_future(
-            self._manager.executor(spec.model, load_if_needed=spec.load_if_needed)
-        )
+        # The generation's own use follows at once.
+        executor = self._manager.executor(spec.model, load_if_needed=spec.load_if_needed, hold_s=1.0)
+        loading = asyncio.ensure_future(executor)
         try:
             with self._shelf.feed.watch() as watcher:
                 loading.add_done_callback(lambda _: watcher.close())

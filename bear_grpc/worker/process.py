@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -104,15 +105,15 @@ class Worker:
             frame,
             self._factory,
             post=post,
-            on_ready=self._on_ready,
+            on_ready=functools.partial(self._on_ready, frame.chat_template),
             on_failed=self._connection.close_after_sending,
         )
         self._owner.start()
 
-    def _on_ready(self, backend: Backend, engine: Engine) -> None:
+    def _on_ready(self, chat_template: str | None, backend: Backend, engine: Engine) -> None:
         """Owner thread: the model is loaded, requests may come from now on."""
         assert backend.options.context_length is not None
-        preparer = Preparer(backend.vocabulary, backend.options.context_length)
+        preparer = Preparer(backend.vocabulary, backend.options.context_length, chat_template)
         preparer.warm_up()
         post = self._connection.post
         self._engine = engine

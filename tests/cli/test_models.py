@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -108,18 +109,18 @@ def staying(
 
 
 @pytest.mark.parametrize(
-    ("status", "text"),
+    ("stays", "text"),
     [
-        (staying(expires_in_s=270.0), "4 minutes from now"),
-        (staying(expires_in_s=-5), "now"),
-        (staying(), "forever"),
-        (staying(keep_alive_s=-1, running=1), "forever"),
-        (staying(keep_alive_s=300, running=1), "in use"),
-        (staying(keep_alive_s=0), "its next use"),
+        ({"expires_in_s": 270.0}, "4 minutes from now"),
+        ({"expires_in_s": -5}, "now"),
+        ({}, "forever"),
+        ({"keep_alive_s": -1, "running": 1}, "forever"),
+        ({"keep_alive_s": 300, "running": 1}, "in use"),
+        ({"keep_alive_s": 0}, "its next use"),
     ],
 )
-def test_until(status: types.ModelStatus, text: str) -> None:
-    assert words.until(status) == text
+def test_until(stays: dict[str, Any], text: str) -> None:
+    assert words.until(staying(**stays)) == text
 
 
 def test_rm_removes_one_after_the_other(bear: Bear, server: FakeServer) -> None:

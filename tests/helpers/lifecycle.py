@@ -242,6 +242,7 @@ class Host:
         if not self.gate.is_set():
             self.waiting.set()
             await self.gate.wait()
+        await asyncio.sleep(0)
         assert self.world is not None
         taken = sum(executor.memory_bytes for executor in self.world.executors)
         return Need(1, self.units - taken)

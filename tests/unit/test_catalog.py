@@ -50,7 +50,8 @@ def test_what_ships_has_sources_and_sane_options():
         assert (entry.path, entry.violations()) == (None, [])
         assert entry.description and entry.license and entry.gpu_note
         assert (entry.defaults.max_tokens, entry.load_options.context_length) == (1024, 2048)
-    assert entries["tinyllama-1.1b"].size_bytes == 668_788_096
+        # What nobody here can vouch for is the hub's to tell.
+        assert (entry.sha256, entry.size_bytes) == ("", 0)
 
 
 def test_the_template_of_phi_2_is_that_of_its_authors():

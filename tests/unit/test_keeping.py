@@ -176,6 +176,18 @@ async def test_an_executor_that_is_taken_for_a_call_is_in_use_for_a_while(world)
     await world.unloaded("a")
 
 
+async def test_a_call_after_a_request_gives_the_model_its_own_time_again(world):
+    entry = await world.add("a", keep_alive_s=60.0)
+    await world.load("a")
+    await use(world, "a", -1.0)
+    await world.manager.executor("a")
+    world.clock.advance(HOLD_S)
+    assert entry.expires is not None
+    world.clock.advance(60.0)
+    assert entry.state is UNLOADING
+    await world.unloaded("a")
+
+
 async def test_a_request_that_ends_while_its_model_is_held_decides_how_long_that_is_kept(world):
     """One that watches the load takes the executor first, and runs then."""
     entry = await world.add("a")

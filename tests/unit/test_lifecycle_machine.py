@@ -4,11 +4,8 @@ waits for ever, and no model that is needed is taken away."""
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from bear_grpc.models.transitions import TRANSITIONS, WITH_EXECUTOR, WITH_READY
 from bear_grpc.types import LoadOptions, ModelState
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.lifecycle import FakeExecutor, Host, World
+from tests.helpers.lifecycle_machine import InlinePool, Reasons, Request
 
 NAMES = ["a", "b", "c"]
 REMOTE = "owner/repo:Q4"
@@ -29,43 +27,6 @@ MODELS = st.sampled_from([*NAMES, REMOTE])
 KEEP_ALIVE = st.sampled_from([None, -1.0, 0.0, 1.0, 60.0])
 ROOM = 2  # models that the memory holds
 TURNS = 60  # of the loop, more than any chain of callbacks is long
-
-
-class InlinePool(concurrent.futures.ThreadPoolExecutor):
-    """Runs what it is given at once: no thread decides in which order things happen."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as exc:
-            future.set_exception(exc)
-        return future
-
-
-class Reasons(logging.Handler):
-    """Why the server unloads models of its own accord, by model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: dict[str, str] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == "%s is unloaded: %s":
-            name, why = record.args
-            self.last[name] = why
-
-
-@dataclasses.dataclass(eq=False)
-class Request:
-    """One that runs on a model, or waits for it."""
-
-    name: str
-    keep_alive_s: float | None
-    release: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    executor: FakeExecutor | None = None
-    task: asyncio.Task[None] | None = None
-    endings: int = 0
 
 
 class Life(RuleBasedStateMachine):

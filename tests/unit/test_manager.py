@@ -96,6 +96,14 @@ async def test_a_worker_is_not_told_how_long_the_model_is_kept(world):
     assert executor.options == LoadOptions(context_length=64)
 
 
+async def test_a_worker_is_told_the_chat_template_of_the_catalog(world):
+    entry = await world.add("a")
+    assert (await world.load("a")).chat_template is None
+    await world.manager.unload("a", 0.0)
+    entry.chat_template = "{{ messages }}"
+    assert (await world.load("a")).chat_template == "{{ messages }}"
+
+
 async def test_an_unload_ends_a_load_and_its_waiters(world):
     entry = await world.add("a")
     waiting = [asyncio.ensure_future(outcome(call)) for call in (world.manager.load("a"), use(world, "a"))]

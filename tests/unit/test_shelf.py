@@ -120,15 +120,15 @@ async def test_a_catalog_model_whose_download_failed_stays_and_tells_why_until_t
 
 
 async def test_a_catalog_model_is_absent_again_when_its_file_is_taken_away(shelf, told, model):
-    entry = shelf.get("tinyllama")
+    entry = shelf.get("tinyllama-1.1b")
     before = (entry.source, entry.sha256, entry.size_bytes)
     await adopt(shelf, entry.name, model)
-    shelf.drop("tinyllama")
+    shelf.drop("tinyllama-1.1b")
     assert (entry.state, entry.path, entry.header, entry.files) == (ABSENT, None, None, ())
     assert (entry.source, entry.sha256, entry.size_bytes) == before
     assert [status.state for status in told] == [AVAILABLE, ABSENT]
     assert told[-1].is_known
-    shelf.drop("tinyllama")  # there is nothing left to take away
+    shelf.drop("tinyllama-1.1b")  # there is nothing left to take away
 
 
 async def test_a_reference_is_forgotten_when_its_file_is_taken_away(shelf, told, model):

@@ -269,6 +269,12 @@ def test_chat_is_rendered_with_the_templates_control_tokens(preparer):
     assert rendered == "<s><|user|>hi<|end|><|assistant|>"
 
 
+@pytest.mark.parametrize("own", [None, "{{ raise_exception('the file') }}"])
+def test_chat_template_of_the_load_takes_the_place_of_the_models_own(own):
+    preparer = Preparer(FakeVocabulary(template=own), CONTEXT, "<{{ messages[0].content }}>")
+    assert preparer.tokens(chat("hi"))[1] == "<hi>"
+
+
 def test_chat_template_that_writes_no_bos_gets_one():
     made = with_template("{{ messages[0].content }}")
     assert made.tokens(chat("hi"))[0] == [BOS, *b"hi"]
