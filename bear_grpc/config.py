@@ -78,6 +78,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("stop_grace_s", "step_target_ms", "pull_rate_limit_mb_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more, is {getattr(self, name)}")
+        if not all("!" <= character <= "~" for character in self.hub_token):
+            raise ConfigError("hub_token: must be printable ASCII without spaces")
         if not self.hub_endpoint.startswith(("https://", "http://")):
             raise ConfigError(f"hub_endpoint: must begin with https:// or http://, is {self.hub_endpoint!r}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):

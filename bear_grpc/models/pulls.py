@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import (
     BackendError,
@@ -22,7 +22,7 @@ from ..errors import (
     ModelNotFound,
     PullCancelled,
 )
-from ..store.hub import Hub, Resolved
+from ..store.listing import Resolved
 from ..store.manifests import Manifest
 from ..store.pull import Pull, RateLimiter
 from ..store.reference import Reference, parse_reference
@@ -31,6 +31,9 @@ from ..types import HubSource, ModelFile, PullProgress, PullStage
 from .entry import ModelEntry
 from .remote import look_at
 from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from ..store.hub import Hub
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +87,21 @@ class PullManager:
         self,
         shelf: Shelf,
         store: Store,
-        hub: Hub,
+        hub: Callable[[], Hub],
         *,
         auto_pull: AutoPull = "catalog",
         max_pulls: int = 2,
         bytes_per_s: float = 0.0,
     ) -> None:
-        """`bytes_per_s` is of all downloads together, 0 without a limit."""
+        """`hub` opens it, in a thread, when it is needed first; it takes memory and a tenth of a second.
+
+        `bytes_per_s` is of all downloads together, 0 without a limit.
+        """
         self._shelf = shelf
         self._store = store
-        self._hub = hub
+        self._open_hub = hub
+        self._hub: Hub | None = None
+        self._hub_lock = threading.Lock()
         self._auto_pull = auto_pull
         self._limiter = RateLimiter(bytes_per_s)
         self._turn = asyncio.Semaphore(max_pulls)
@@ -160,7 +168,7 @@ class PullManager:
 
     async def look_at(self, reference: Reference) -> ModelEntry:
         """A model on the hub with its header, without downloading it. Raises as `remote.look_at`."""
-        return await asyncio.to_thread(look_at, self._hub, reference)
+        return await asyncio.to_thread(lambda: look_at(self._connected(), reference))
 
     async def prune(self, *, dry_run: bool) -> list[tuple[Path, int]]:
         """Removes what no model needs: paths relative to the models folder, and their bytes."""
@@ -184,7 +192,8 @@ class PullManager:
         tasks = [download.task for download in self._downloads.values() if download.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=True)
-        await asyncio.to_thread(self._hub.close)
+        if self._hub is not None:
+            await asyncio.to_thread(self._hub.close)
 
     def _begin(self, name: str, reference: Reference) -> Download:
         if self._closing:
@@ -252,8 +261,9 @@ class PullManager:
             loop.call_soon_threadsafe(self._step, download, progress)
 
         def work() -> Manifest:
+            hub = self._connected()
             try:
-                resolved = dataclasses.replace(self._hub.resolve(download.reference), name=download.name)
+                resolved = dataclasses.replace(hub.resolve(download.reference), name=download.name)
             except HubUnreachable as exc:
                 return self._stored(download.name, exc)
             shas = [file.sha256 for file in resolved.files]
@@ -264,7 +274,7 @@ class PullManager:
             loop.call_soon_threadsafe(self._resolved, download, resolved)
             pull = Pull(
                 self._store,
-                self._hub,
+                hub,
                 resolved,
                 limiter=self._limiter,
                 stop=download.stop,
@@ -281,6 +291,13 @@ class PullManager:
                 log.warning("%s stays as it is: %s", name, error)
                 return manifest
         raise error
+
+    def _connected(self) -> Hub:
+        """The hub. Blocking, any thread."""
+        with self._hub_lock:
+            if self._hub is None:
+                self._hub = self._open_hub()
+            return self._hub
 
     def _resolved(self, download: Download, resolved: Resolved) -> None:
         download.resolved = resolved

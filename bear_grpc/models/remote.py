@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import ModelFileInvalid
-from ..store.hub import Hub, HubFile, Resolved
+from ..store.listing import HubFile, Resolved
 from ..store.reference import Reference
 from ..types import HubSource, ModelFile, ModelState
 from .entry import ModelEntry
 from .gguf import GgufError, read_header_from
 from .gguf_parts import join_parts
 from .gguf_types import GgufHeader
+
+if TYPE_CHECKING:
+    from ..store.hub import Hub
 
 
 class RemoteFile:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from ..errors import InvalidField
 from ..models.pulls import Download
-from ..store.hub import Resolved
+from ..store.listing import Resolved
 from ..store.reference import Reference, check_source
 from ..types import HubSource, PullStage
 from ..v1 import model_service_pb2 as pb

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ChecksumMismatch, DiskFull, PullCancelled
 from ..types import PullProgress, PullStage
 from .download import Download
 from .hashing import hash_file
-from .hub import Hub
 from .listing import HubFile, Resolved
 from .manifests import Manifest, ManifestFile
 from .partial import Partial
@@ -25,6 +25,9 @@ from .rate import RateLimiter as RateLimiter
 from .state import read_state
 from .store import Store
 from .transfer import Transfer, backoff_s
+
+if TYPE_CHECKING:
+    from .hub import Hub
 
 log = logging.getLogger(__name__)
 

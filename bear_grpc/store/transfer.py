@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
 from ..errors import HubUnreachable
-from .hub import Hub
 from .listing import HubFile, Resolved
 from .partial import Ended, Partial
 from .rate import RateLimiter
+
+if TYPE_CHECKING:
+    from .hub import Hub
 
 log = logging.getLogger(__name__)
 

@@ -176,3 +176,16 @@ def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, ser
 
 def test_available_cores_are_at_least_1_and_at_most_all():
     assert 1 <= available_cores() <= (config.os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hub_token", "two words"), ("hub_token", "new\nline"), ("hub_endpoint", "ftp://hub")]
+)
+def test_hub_setting_that_no_request_can_carry_is_refused_without_its_value(name, value):
+    with pytest.raises(ConfigError, match=name) as caught:
+        load_config(flags={name: value}, environ={})
+    assert name == "hub_endpoint" or value not in str(caught.value)
+
+
+def test_token_is_not_shown_with_the_settings():
+    assert "hf_secret" not in repr(load_config(flags={"hub_token": "hf_secret"}, environ={}))
