@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +28,7 @@ from ..store.pull import Pull, RateLimiter
 from ..store.reference import Reference, parse_reference
 from ..store.store import Store
 from ..types import HubSource, ModelFile, PullProgress, PullStage
+from .download import Download
 from .entry import ModelEntry
 from .remote import look_at
 from .shelf import Shelf
@@ -38,46 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AutoPull = Literal["catalog", "any", "never"]
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Download:
-    """One model's download. `changed` is set anew at every step. Event loop only."""
-
-    name: str
-    reference: Reference
-    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-    stopped: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    resolved: Resolved | None = None
-    progress: PullProgress = dataclasses.field(default_factory=lambda: PullProgress(PullStage.QUEUED))
-    changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-
-    def tell(self) -> None:
-        """Wakes everybody who watches."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def end(self) -> None:
-        """Has it stop: in its thread, or while it waits for its turn."""
-        self.stop.set()
-        self.stopped.set()
-
-    async def watch(self) -> AsyncGenerator[PullProgress, None]:
-        """Its progress from now on, the latest when the reader is late. Raises what the download raises.
-
-        Leaving does not stop it.
-        """
-        assert self.task is not None
-        last: PullProgress | None = None
-        while not self.task.done():
-            changed = self.changed
-            if self.progress is not last:
-                last = self.progress
-                yield last
-            else:
-                await changed.wait()
-        self.task.result()
 
 
 class PullManager:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ..errors import InvalidField
-from ..models.pulls import Download
+from ..models.download import Download
 from ..store.listing import Resolved
 from ..store.reference import Reference, check_source
 from ..types import HubSource, PullStage

@@ -50,6 +50,7 @@ class Download:
                     tick()
             finally:
                 self._partial.end()
+                self._transfer.abort()
         errors = [error for work in (*works, flushing) if (error := work.exception()) is not None]
         # Those that were only told to end have nothing to say.
         for error in sorted(errors, key=lambda error: isinstance(error, Ended)):

@@ -8,9 +8,11 @@ header of an answer ever becomes a path.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -41,12 +43,14 @@ class Body:
 
     `chunks` begins at `start`, which is 0 where the server has ignored the range, and ends at the end asked
     for; it raises HubUnreachable when the connection ends early. `total` is the size of the whole file.
+    `abort` may be called from any thread: it ends the connection, and with it a read that waits for bytes.
     """
 
     chunks: Iterator[bytes]
     start: int
     total: int
     accepts_ranges: bool
+    abort: Callable[[], None]
 
 
 class Hub:
@@ -109,7 +113,8 @@ class Hub:
             if isinstance(file, HubFile) and extent.total != file.size_bytes:
                 raise HubAnswerInvalid(f"{file.file} has {extent.total} bytes there, not {file.size_bytes}")
             accepts = response.status_code == 206 or response.headers.get("Accept-Ranges") == "bytes"
-            yield Body(_chunks(response, extent), extent.start, extent.total, accepts)
+            abort = functools.partial(_shut_down, response)
+            yield Body(_chunks(response, extent), extent.start, extent.total, accepts, abort)
         finally:
             response.close()
 
@@ -218,6 +223,14 @@ def _chunks(response: httpx2.Response, extent: Extent) -> Iterator[bytes]:
         raise unreachable(response.url.host, exc) from exc
     if left:
         raise HubUnreachable(f"{response.url.host}: the answer is {left} bytes shorter than announced")
+
+
+def _shut_down(response: httpx2.Response) -> None:
+    """Ends the connection under an answer; whoever reads it sees its end."""
+    connection = response.extensions["network_stream"].get_extra_info("socket")
+    # The plain socket's: that of TLS would change what the reading thread is using.
+    with contextlib.suppress(OSError):  # it has ended by itself
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _no_cookies() -> CookieJar:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import HubUnreachable
@@ -15,7 +16,7 @@ from .partial import Ended, Partial
 from .rate import RateLimiter
 
 if TYPE_CHECKING:
-    from .hub import Hub
+    from .hub import Body, Hub
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,13 @@ class Transfer:
         self._waiting = partial.missing()[::-1]  # the next one is the last
         self._has_ranges = True
         self._helpers: list[Future[None]] = []
+        self._open: list[Body] = []
+
+    def abort(self) -> None:
+        """Any thread, after the partial file's `end`: nobody waits for bytes any more."""
+        with self._lock:
+            for body in self._open:
+                body.abort()
 
     def run(self, threads: ThreadPoolExecutor) -> None:
         """Blocks until no segment is missing; `threads` has room for CONNECTIONS - 1 more.
@@ -93,9 +101,7 @@ class Transfer:
     def _fetch_segment(self, index: int, threads: ThreadPoolExecutor | None) -> None:
         def receive() -> None:
             start, stop = self._partial.extent(index)
-            with self._hub.stream(
-                self._resolved.repo_id, self._file, self._resolved.commit, start, stop
-            ) as body:
+            with self._stream(start, stop) as body:
                 if body.start != start or not body.accepts_ranges:
                     self._has_ranges = False
                     return
@@ -106,8 +112,23 @@ class Transfer:
         self._persist(receive, lambda: self._partial.extent(index)[0])
 
     def _fetch_stream(self) -> None:
-        with self._hub.stream(self._resolved.repo_id, self._file, self._resolved.commit) as body:
+        with self._stream() as body:
             self._pour(body.chunks, body.start, self._partial.size_bytes)
+
+    @contextmanager
+    def _stream(self, start: int = 0, stop: int | None = None) -> Iterator[Body]:
+        model = self._resolved
+        with self._hub.stream(model.repo_id, self._file, model.commit, start, stop) as body:
+            with self._lock:
+                self._open.append(body)
+            try:
+                # The end may have come while the answer was awaited: then nobody aborts this one.
+                if self._partial.ending.is_set():
+                    raise Ended
+                yield body
+            finally:
+                with self._lock:
+                    self._open.remove(body)
 
     def _start_helpers(self, threads: ThreadPoolExecutor) -> None:
         """Only now that the first answer has shown that the server sends ranges."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bear_grpc.errors import ChecksumMismatch, DiskFull, HubUnreachable, PullCan
 from bear_grpc.store.hub import Hub
 from bear_grpc.store.pull import MARGIN_BYTES
 from bear_grpc.store.store import Store
+from bear_grpc.store.transfer import CONNECTIONS
 from bear_grpc.types import PullStage
 from tests.helpers.hub import ALWAYS, StandInHub
 from tests.helpers.pulls import (
@@ -20,6 +22,7 @@ from tests.helpers.pulls import (
     NAME,
     REPO,
     SEGMENT,
+    WAIT_S,
     Background,
     Gate,
     Puller,
@@ -147,6 +150,23 @@ def test_cancelled_split_model_keeps_its_whole_parts(puller, stand_in):
     manifest = puller.pull(f"{REPO}/{SPLIT[0]}")
     assert bytes_asked(stand_in) == sum(map(len, PARTS)) - kept
     assert puller.store.is_whole(manifest)
+
+
+def test_cancel_does_not_wait_for_a_hub_that_is_silent(puller, stand_in):
+    sent, silent = threading.Semaphore(0), threading.Event()
+    stand_in.fail(FILE, slow=silent, on_chunk=lambda offset: sent.release())
+    # Far longer than this test waits: only the end of the connections can end the reads.
+    with closing(Hub(endpoint=stand_in.url, timeout_s=10 * WAIT_S)) as hub:
+        puller.hub = hub
+        work = Background(puller.pull)
+        for _ in range(CONNECTIONS):
+            assert sent.acquire(timeout=WAIT_S)
+        puller.stop.set()
+        try:
+            with pytest.raises(PullCancelled):
+                work.result()
+        finally:
+            silent.set()
 
 
 def test_hub_that_goes_away_leaves_what_came(puller, stand_in):
