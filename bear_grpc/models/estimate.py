@@ -19,8 +19,11 @@ from .memory import MemoryPlan, plan
 from .weights import HOST
 
 # Formulas are within some percent: below and above these shares of the free memory no dry run is needed.
-# One of a load that is far too large would take gigabytes itself: llama.cpp keeps 48 bytes for each cell.
 SURE_SHARE, HOPELESS_SHARE = 0.5, 2.0
+# Above it a dry run takes much memory itself: llama.cpp keeps 48 bytes for each cell.
+MAX_DRY_TOKENS = 2**22
+# Each is a process of its own.
+MAX_PROBES = 2
 # Parts of llama.cpp that compute on no other device than the host's.
 _HOST_BACKENDS = ("ggml", "ggml-base", "ggml-cpu", "ggml-blas", "llama", "mtmd")
 
@@ -32,6 +35,7 @@ class Estimator:
         self._spawner = spawner
         self._cores = cores
         self._has_gpu_backend = has_gpu_backend()
+        self._turn = asyncio.Semaphore(MAX_PROBES)
 
     async def estimate(self, entry: ModelEntry, options: LoadOptions) -> MemoryPlan:
         """What a load of this model with these options would take now, on every device.
@@ -41,9 +45,13 @@ class Estimator:
         asked = options.over(entry.load_options)
         if entry.path is not None:
             header = await asyncio.to_thread(header_of, entry.path)
+            quick = self._quick(header, asked)
+            if quick is not None and _is_beyond(quick):
+                return quick
             return await self._by_dry_run(entry.path, header, asked)
         assert entry.header is not None
-        found = await probe(self._spawner)
+        async with self._turn:
+            found = await probe(self._spawner)
         return plan(entry.header, asked, found.devices, cores=self._cores)
 
     async def need(self, entry: ModelEntry, asked: LoadOptions) -> Need:
@@ -51,21 +59,29 @@ class Estimator:
         header = entry.header
         assert header is not None
         if not self._has_gpu_backend:
-            free = host.free_bytes()
-            try:
-                quick = plan(header, asked, [DeviceInfo(HOST, "", "cpu", free, free)], cores=self._cores)
-            except ModelFileInvalid:
-                # llama.cpp knows more architectures than the formulas: it is the judge of this one.
-                return Need(header.file_bytes, free)
-            share = quick.devices[0].lasting_bytes / max(1, free)
-            if share <= SURE_SHARE or share >= HOPELESS_SHARE:
-                return Need(quick.devices[0].lasting_bytes, free)
+            quick = self._quick(header, asked)
+            if quick is None:
+                return Need(header.file_bytes, host.free_bytes())
+            if _share(quick) <= SURE_SHARE or _is_beyond(quick):
+                return Need(quick.devices[0].lasting_bytes, quick.devices[0].free_bytes)
         found = await self._by_dry_run(entry.file, header, asked)
         own = found.devices[0]
         layers = found.options.gpu_layers if self._has_gpu_backend else None
         return Need(own.lasting_bytes, own.free_bytes, layers)
 
+    def _quick(self, header: GgufHeader, asked: LoadOptions) -> MemoryPlan | None:
+        """By formulas, on the host alone; None: llama.cpp knows more architectures, it is the judge."""
+        free = host.free_bytes()
+        try:
+            return plan(header, asked, [DeviceInfo(HOST, "", "cpu", free, free)], cores=self._cores)
+        except ModelFileInvalid:
+            return None
+
     async def _by_dry_run(self, path: Path, header: GgufHeader, asked: LoadOptions) -> MemoryPlan:
+        async with self._turn:
+            return await self._probed(path, header, asked)
+
+    async def _probed(self, path: Path, header: GgufHeader, asked: LoadOptions) -> MemoryPlan:
         if self._has_gpu_backend and asked.gpu_layers is None:
             # As many layers as fit, by formulas: the dry run then tells of exactly these.
             devices = (await probe(self._spawner)).devices
@@ -73,6 +89,17 @@ class Estimator:
             asked = LoadOptions(gpu_layers=first.options.gpu_layers).over(asked)
         found = await probe(self._spawner, path, asked, self._cores)
         return plan(header, asked, found.devices, cores=self._cores, dry_run=found.dry_run)
+
+
+def _share(found: MemoryPlan) -> float:
+    """Of the host's free memory."""
+    own = found.devices[0]
+    return own.lasting_bytes / max(1, own.free_bytes)
+
+
+def _is_beyond(found: MemoryPlan) -> bool:
+    """Whether a dry run would tell nothing more, or take too much itself."""
+    return _share(found) >= HOPELESS_SHARE or (found.options.kv_cache_tokens or 0) > MAX_DRY_TOKENS
 
 
 def has_gpu_backend() -> bool:

@@ -21,6 +21,7 @@ from ..errors import (
     ModelInUse,
     ModelNotFound,
     PullCancelled,
+    QueueFull,
 )
 from ..store.listing import Resolved
 from ..store.manifests import Manifest
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AutoPull = Literal["catalog", "any", "never"]
+# Under way and waiting together; and how many look at headers on the hub at a time.
+MAX_DOWNLOADS, MAX_LOOKS = 64, 4
 
 
 class PullManager:
@@ -67,6 +70,8 @@ class PullManager:
         self._limiter = RateLimiter(bytes_per_s)
         self._turn = asyncio.Semaphore(max_pulls)
         self._threads = ThreadPoolExecutor(max_pulls, thread_name_prefix="pull")
+        # Of its own: others must not wait for a hub that is slow.
+        self._looks = ThreadPoolExecutor(MAX_LOOKS, thread_name_prefix="hub")
         self._downloads: dict[str, Download] = {}
         self._closing = False
 
@@ -81,7 +86,7 @@ class PullManager:
     def begin(self, name: str) -> Download:
         """Starts the download of a model by its name or as a reference, or joins it.
 
-        Raises ModelNotFound, InvalidField.
+        Raises ModelNotFound, InvalidField, QueueFull.
         """
         entry = self._shelf.find(name)
         if entry is not None and entry.source is None:
@@ -129,7 +134,8 @@ class PullManager:
 
     async def look_at(self, reference: Reference) -> ModelEntry:
         """A model on the hub with its header, without downloading it. Raises as `remote.look_at`."""
-        return await asyncio.to_thread(lambda: look_at(self._connected(), reference))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looks, lambda: look_at(self._connected(), reference))
 
     async def prune(self, *, dry_run: bool) -> list[tuple[Path, int]]:
         """Removes what no model needs: paths relative to the models folder, and their bytes."""
@@ -153,6 +159,7 @@ class PullManager:
         tasks = [download.task for download in self._downloads.values() if download.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=True)
+        self._looks.shutdown(wait=False, cancel_futures=True)
         if self._hub is not None:
             await asyncio.to_thread(self._hub.close)
 
@@ -161,6 +168,8 @@ class PullManager:
             raise PullCancelled(name)
         download = self._downloads.get(name)
         if download is None:
+            if len(self._downloads) >= MAX_DOWNLOADS:
+                raise QueueFull(name, MAX_DOWNLOADS, retry_after_s=30.0)
             download = self._downloads[name] = Download(name, reference)
             self._shelf.announce(name, HubSource(reference.repo_id, reference.file or "", reference.revision))
             download.task = asyncio.create_task(self._run(download))

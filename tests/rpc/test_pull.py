@@ -174,6 +174,26 @@ async def test_model_that_was_never_downloaded_is_not_deleted(api: Api) -> None:
     await fails(api.delete("phi-2"), Code.NOT_FOUND, "MODEL_FILE_NOT_FOUND")
 
 
+async def test_estimate_of_a_huge_cache_is_told_without_trying_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any) -> None:
+        raise AssertionError("a dry run of it would take gigabytes")
+
+    await collect(pull(api))
+    monkeypatch.setattr("bear_grpc.models.estimate.probe", never)
+    options = pb.LoadOptions(max_sequences=256, kv_cache_tokens=2**26, kv_unified=True)
+    found = await api.models.EstimateMemory(models_pb.EstimateMemoryRequest(name=NAME, options=options))
+    assert found.effective_options.kv_cache_tokens == 2**26
+    assert found.devices[0].kv_cache_bytes > 2**30
+
+
+async def test_downloads_beyond_the_bound_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bear_grpc.models.pulls.MAX_DOWNLOADS", 0)
+    _, details = await stream_fails(pull(api), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert details.retry is not None
+
+
 async def test_loaded_download_is_not_deleted(api: Api) -> None:
     await api.load(NAME)
     await fails(api.delete(NAME), Code.FAILED_PRECONDITION, "MODEL_IN_USE")
