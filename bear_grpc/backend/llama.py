@@ -20,11 +20,11 @@ from ..load_plan import SNAPSHOT_SHARE_OF_MEMORY
 from ..params import SamplingParams
 from ..types import LoadOptions, LoadStage
 from .base import Batch, KvTraits, Logits, Outcome
+from .context_log import device_uses, native_lines
 from .loading import (
     context_params,
     effective_options,
     is_recurrent,
-    kv_token_bytes,
     model_info,
     model_params,
     open_context,
@@ -92,9 +92,10 @@ class LlamaBackend:
         self._abort_test = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
         params.abort_callback = self._abort_test
         params.abort_callback_data = ctypes.addressof(self._abort_flag)
-        self._context = open_context(self._model, params)
+        with native_lines() as lines:
+            self._context = open_context(self._model, params)
         cells = int(lib.llama_n_ctx(self._context))
-        self.kv_cache_bytes = int(cells * kv_token_bytes(self._model, options.kv_cache_type))
+        self.kv_cache_bytes = sum(use.kv_cache_bytes for use in device_uses(lines))
         window = lib.llama_model_n_swa(self._model)
         unified = options.kv_unified is True
         # Not of sliding windows: their snapshots cannot be cut. Not from a GPU: the way there is long.

@@ -147,9 +147,15 @@ class PullManager:
             raise ModelInUse(entry.name)
         if entry.path is None:
             raise ModelFileNotFound(f"{entry.name} is not on this server: there is nothing to remove")
-        released = await asyncio.to_thread(self._store.remove, entry.name)
+        manifest = await asyncio.to_thread(self._store.find, entry.name)
+        # First from the shelf, so that no load begins while its files go.
         self._shelf.drop(entry.name)
-        return released
+        try:
+            return await asyncio.to_thread(self._store.remove, entry.name)
+        except OSError:
+            if manifest is not None:
+                await self._adopt(manifest)
+            raise
 
     async def close(self) -> None:
         """Stops every download; what has come is kept."""
@@ -256,11 +262,11 @@ class PullManager:
 
     def _stored(self, name: str, error: HubUnreachable) -> Manifest:
         """What is here of a model whose hub cannot be asked. Blocking. Raises `error` if it is not whole."""
-        for manifest in self._store.manifests():
-            if manifest.name == name and self._store.is_whole(manifest):
-                log.warning("%s stays as it is: %s", name, error)
-                return manifest
-        raise error
+        manifest = self._store.find(name)
+        if manifest is None or not self._store.is_whole(manifest):
+            raise error
+        log.warning("%s stays as it is: %s", name, error)
+        return manifest
 
     def _connected(self) -> Hub:
         """The hub. Blocking, any thread."""

@@ -32,6 +32,10 @@ class Store:
         """The models that were pulled; files that are no manifest are told in the log."""
         return self._manifests.read()
 
+    def find(self, name: str) -> Manifest | None:
+        """The one of a model; None if it was not pulled."""
+        return self._manifests.find(name)
+
     def path(self, manifest: Manifest) -> Path:
         """What llama.cpp opens: the blob, or the first part of a split model under its own name."""
         if not manifest.is_split:

@@ -35,15 +35,17 @@ def write_tiny_llama(
     architecture: str = "llama",
     dtype: Literal["F32", "Q8_0"] = "F32",
     name: str = "tiny",
+    part_tensors: int = 0,
 ) -> Path:
     """Writes a llama model with random weights, below 1 MB, which loads and generates nonsense.
 
     The tokenizer is SPM with byte fallback. `vocab` gives its pieces besides bytes: none, those of `WORDS`,
     or those of other words. Equal arguments give equal bytes. Q8_0 needs `n_embd` and `n_ff` divisible by 32.
+    With `part_tensors` the model is split into parts of so many tensors, the first of which is given back.
     """
     words = {"bytes": (), "words": WORDS}[vocab] if isinstance(vocab, str) else tuple(vocab)
     pieces = _pieces(words)
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=part_tensors)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_license("apache-2.0")
@@ -81,7 +83,7 @@ def write_tiny_llama(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path.with_name(f"{path.stem}-00001-of-{len(writer.tensors):05}.gguf") if part_tensors else path
 
 
 def _pieces(words: Sequence[str]) -> list[tuple[str, TokenType]]:

@@ -83,6 +83,28 @@ async def test_pull_brings_a_model_that_then_generates(api: Api, hub: StandInHub
     assert answer.usage.completion_token_count == 2
 
 
+async def test_split_model_is_pulled_loaded_and_removed_as_one(
+    api: Api, hub: StandInHub, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "parts").mkdir()
+    first = write_tiny_llama(tmp_path / "parts" / FILE, context_length=512, part_tensors=4)
+    parts = sorted(first.parent.glob("*.gguf"))
+    assert len(parts) > 2
+    for part in parts:
+        hub.add("owner/split", part.name, part)
+    name = "owner/split:Q4_K_M"
+    whole = await api.once(NAME, max_tokens=8, ignore_eos=True, temperature=0.0)
+    answer = await api.once(name, max_tokens=8, ignore_eos=True, temperature=0.0)
+    assert answer.choices[0].text == whole.choices[0].text
+    found = await get(api, name)
+    assert found.model.size_bytes == sum(part.stat().st_size for part in parts)
+    assert [file.file for file in found.model.files] == [part.name for part in parts]
+    await api.models.UnloadModel(models_pb.UnloadModelRequest(name=name))
+    await api.models.DeleteModel(models_pb.DeleteModelRequest(name=name))
+    assert found_in(tmp_path, "split") == []
+    assert len(found_in(tmp_path, "blobs")) == 1
+
+
 async def test_generate_downloads_loads_and_answers_with_its_steps(api: Api) -> None:
     events = await collect(api.generate(NAME, max_tokens=2, ignore_eos=True, queue_progress=True))
     found = kinds(events)
