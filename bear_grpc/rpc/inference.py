@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import struct
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
-
-import numpy as np
 
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..executor.executor import ModelExecutor
@@ -66,7 +65,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         source = _input_of(request)
         executor = await self._manager.executor(request.model)
         result = await executor.text(source, include_pieces=request.include_pieces)
-        ids = np.frombuffer(result.ids, "<i4").tolist()
+        ids = struct.unpack(f"<{len(result.ids) // 4}i", result.ids)
         return pb.TokenizeResponse(token_ids=ids, pieces=result.pieces, rendered_text=result.text)
 
     @answer
