@@ -14,6 +14,7 @@
     │   ├── ModelInUse
     │   ├── ModelExists
     │   ├── ModelFileInvalid
+    │   ├── ModelOutputInvalid         weights that compute nothing
     │   ├── RequestIdInUse
     │   ├── LoadConflict
     │   ├── PullCancelled
@@ -232,6 +233,15 @@ class ModelFileInvalid(Conflict):
                 **({} if offset is None else {"offset_bytes": offset}),
             },
         )
+
+
+class ModelOutputInvalid(Conflict):
+    """What the model computes is no distribution over its tokens: its weights are spoiled."""
+
+    reason = "MODEL_OUTPUT_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the model computed no usable logits; its file may be damaged")
 
 
 class RequestIdInUse(Conflict):

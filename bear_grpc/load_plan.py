@@ -29,11 +29,17 @@ KV_VALUE_BYTES = {
     KvCacheType.Q4_0: 18 / 32,
 }
 _CELLS_STEP = 256
+# Values that share a scale in a quantized KV cache.
+_KV_BLOCK = 32
+_QUANTIZED = (KvCacheType.Q8_0, KvCacheType.Q4_0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Situation:
-    """What the choice depends on; `kv_token_bytes` by type of the KV cache."""
+    """What the choice depends on.
+
+    `kv_token_bytes` by type of the KV cache; `head_widths` of a key and of a value.
+    """
 
     context_length_train: int
     cores: int
@@ -41,6 +47,7 @@ class Situation:
     free_bytes: int
     kv_token_bytes: dict[KvCacheType, float]
     can_share_ids: bool
+    head_widths: tuple[int, ...] = ()
 
 
 def choose(asked: LoadOptions, here: Situation) -> LoadOptions:
@@ -56,6 +63,8 @@ def choose(asked: LoadOptions, here: Situation) -> LoadOptions:
             raise InvalidField("options.kv_cache_tokens", limit)
         context = asked.kv_cache_tokens
     kv_type = asked.kv_cache_type or KvCacheType.F16
+    if kv_type in _QUANTIZED:
+        _check_quantized(kv_type, asked, here)
     sequences = asked.max_sequences or _sequences(context * here.kv_token_bytes[kv_type], here)
     pool = asked.kv_cache_tokens or context * sequences
     # Parts cost no attention over what others have; too small a cache for them is shared as a whole.
@@ -81,6 +90,18 @@ def choose(asked: LoadOptions, here: Situation) -> LoadOptions:
         mlock=asked.mlock is True,
         repack=asked.repack is not False,
     )
+
+
+def _check_quantized(kv_type: KvCacheType, asked: LoadOptions, here: Situation) -> None:
+    """Raises InvalidField where llama.cpp would make no context."""
+    if asked.flash_attention is False:
+        raise InvalidField("options.kv_cache_type", f"{kv_type.value} needs flash_attention, which is false")
+    for width in here.head_widths:
+        if width % _KV_BLOCK:
+            limit = (
+                f"{kv_type.value} needs heads of a multiple of {_KV_BLOCK} values, the model's have {width}"
+            )
+            raise InvalidField("options.kv_cache_type", limit)
 
 
 def sequence_ids(max_sequences: int, unified: bool) -> int:

@@ -77,14 +77,20 @@ def kv_token_bytes(model: Any, kv_type: KvCacheType) -> float:
     """A token's share of a plain KV cache, at most: layers, K and V rows, bytes per value."""
     if lib.llama_model_is_recurrent(model):
         return 0.0
-    arch = meta(model, "general.architecture")
     heads = max(1, lib.llama_model_n_head(model))
-    head = lib.llama_model_n_embd(model) // heads
-    widths = [int(meta(model, f"{arch}.attention.{x}_length") or head) for x in ("key", "value")]
     # llama.cpp tells this of the first layer only, which has none in some hybrid models.
     kv_heads = lib.llama_model_n_head_kv(model) or heads
-    row = sum(widths) * kv_heads * KV_VALUE_BYTES[kv_type]
+    row = sum(head_widths(model)) * kv_heads * KV_VALUE_BYTES[kv_type]
     return float(lib.llama_model_n_layer(model) * row)
+
+
+def head_widths(model: Any) -> tuple[int, ...]:
+    """Values of a head's key and of its value; none of a model without attention."""
+    if lib.llama_model_is_recurrent(model):
+        return ()
+    arch = meta(model, "general.architecture")
+    head = lib.llama_model_n_embd(model) // max(1, lib.llama_model_n_head(model))
+    return tuple(int(meta(model, f"{arch}.attention.{part}_length") or head) for part in ("key", "value"))
 
 
 def effective_options(model: Any, asked: LoadOptions, *, cores: int, free_bytes: int) -> LoadOptions:
@@ -99,6 +105,7 @@ def effective_options(model: Any, asked: LoadOptions, *, cores: int, free_bytes:
         free_bytes=free_bytes,
         kv_token_bytes={kind: kv_token_bytes(model, kind) for kind in KvCacheType},
         can_share_ids=not is_recurrent(model),
+        head_widths=head_widths(model),
     )
     return choose(asked, situation)
 

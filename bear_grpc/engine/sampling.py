@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend.base import Ids, Logits, Matcher, Sampler
-from ..errors import BackendError, ConstraintDeadEnd
+from ..errors import ConstraintDeadEnd, ModelOutputInvalid
 from ..params import SamplingParams
 from .draws import AdaptiveP, Mirostat, SteeredDraw, place_of
 
@@ -92,7 +92,7 @@ class TokenSampler:
         `logits` (n_vocab,) is not changed. The constraint is asked about the
         chosen token alone; only if that is refused, all tokens are checked.
         Nothing is counted: see `accept`. Raises ConstraintDeadEnd if no token
-        can be chosen, ConstraintTooCostly, BackendError without a usable logit.
+        can be chosen, ConstraintTooCostly, ModelOutputInvalid without a usable logit.
         """
         row = logits
         if banned is not None and len(banned):
@@ -103,8 +103,8 @@ class TokenSampler:
         if matcher is not None and token is not None and not matcher.allows(token):
             token = self._pick(matcher.mask(row), position, _DRAW_AGAIN)
         if token is None:
-            if matcher is None and row is logits:
-                raise BackendError("the model computed no usable logits")
+            if np.isnan(logits).any() or not np.isfinite(logits).any():
+                raise ModelOutputInvalid()
             raise ConstraintDeadEnd("every token that may come next is ruled out")
         return token
 

@@ -181,6 +181,7 @@ class _Load:
             free_bytes=max(0, self.host.free_bytes - copied_bytes),
             kv_token_bytes={kind: self.sizes.kv_token_bound(kind) for kind in KvCacheType},
             can_share_ids=self.sizes.can_share_ids,
+            head_widths=self.sizes.head_widths,
         )
         return choose(self.asked, situation)
 

@@ -66,11 +66,20 @@ class ModelSizes:
         """A token's bytes in the KV cache as the worker counts them for its choice: by the first layer."""
         if self.is_recurrent:
             return 0.0
-        heads = (self.header.head_counts or (1,))[0] or 1
-        kv_heads = (self.header.kv_head_counts or (0,))[0] or heads
+        kv_heads = (self.header.kv_head_counts or (0,))[0] or self._heads
+        return float(self.layers * sum(self.head_widths) * kv_heads * KV_VALUE_BYTES[kv_type])
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Values of a head's key and of its value, by the first layer; none of a model without attention."""
+        if self.is_recurrent:
+            return ()
         lengths = [self.header.number(f"attention.{part}_length") for part in ("key", "value")]
-        values = sum(length or self.width // heads for length in lengths)
-        return float(self.layers * values * kv_heads * KV_VALUE_BYTES[kv_type])
+        return tuple(length or self.width // self._heads for length in lengths)
+
+    @property
+    def _heads(self) -> int:
+        return (self.header.head_counts or (1,))[0] or 1
 
     def kv_bytes(self, options: LoadOptions) -> list[float]:
         """Each layer's KV cache and states with these effective options; layers with a window in full."""

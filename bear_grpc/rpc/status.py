@@ -40,6 +40,7 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.ModelInUse: Code.FAILED_PRECONDITION,
     errors.ModelExists: Code.ALREADY_EXISTS,
     errors.ModelFileInvalid: Code.FAILED_PRECONDITION,
+    errors.ModelOutputInvalid: Code.FAILED_PRECONDITION,
     errors.RequestIdInUse: Code.ALREADY_EXISTS,
     errors.LoadConflict: Code.ABORTED,
     errors.ConstraintDeadEnd: Code.ABORTED,

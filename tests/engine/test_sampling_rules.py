@@ -268,6 +268,6 @@ def test_row_without_any_usable_logit_fails_that_sequence_only():
     harness.submit(1, "hello", sampling=SamplingParams(temperature=0, repetition_penalty=1, logit_bias=never))
     harness.submit(2, "other")
     harness.run()
-    assert harness.result(1).error.reason == "INTERNAL"
+    assert harness.result(1).error.reason == "CONSTRAINT_DEAD_END"
     assert harness.result(2) == alone("other")
     assert harness.is_clean()

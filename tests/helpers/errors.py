@@ -40,6 +40,7 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.LoadCooldown: lambda: errors.LoadCooldown("bear-demo", "no context", 10.0),
     errors.HubUnreachable: lambda: errors.HubUnreachable("connection refused"),
     errors.ChecksumMismatch: lambda: errors.ChecksumMismatch("a.gguf", "00", "ff"),
+    errors.ModelOutputInvalid: errors.ModelOutputInvalid,
     errors.HubAnswerInvalid: lambda: errors.HubAnswerInvalid("an ETag that is no SHA-256"),
     errors.BackendError: lambda: errors.BackendError("the computation failed"),
     errors.EngineStartFailed: lambda: errors.EngineStartFailed("no context"),

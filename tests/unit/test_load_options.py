@@ -85,6 +85,16 @@ def test_sequences_of_a_model_without_kv_are_not_limited_by_memory():
     assert chosen(situation(kv_token_bytes={kind: 0.0 for kind in KvCacheType})).max_sequences == 8
 
 
+@pytest.mark.parametrize("kind", [KvCacheType.Q8_0, KvCacheType.Q4_0])
+def test_quantized_cache_needs_whole_blocks_and_flash_attention(kind):
+    assert chosen(situation(head_widths=(64, 32)), kv_cache_type=kind).kv_cache_type is kind
+    with pytest.raises(InvalidField, match=r"options\.kv_cache_type.* 32 values, the model's have 80"):
+        chosen(situation(head_widths=(64, 80)), kv_cache_type=kind)
+    with pytest.raises(InvalidField, match=r"options\.kv_cache_type.* needs flash_attention"):
+        chosen(situation(head_widths=(64, 64)), kv_cache_type=kind, flash_attention=False)
+    assert chosen(situation(head_widths=(64, 80)), flash_attention=False).kv_cache_type is KvCacheType.F16
+
+
 def test_pool_is_a_context_for_each_sequence_or_what_is_asked():
     assert chosen(max_sequences=3).kv_cache_tokens == 3 * 2048
     assert chosen(max_sequences=3, kv_cache_tokens=2048).kv_cache_tokens == 2048

@@ -131,7 +131,8 @@ def test_cells_are_rounded_up_in_every_part(unified: bool, tokens: int, cells: i
 
 def test_kv_type_counts_in_blocks():
     eight_bits = LoadOptions(kv_cache_type=KvCacheType.Q8_0).over(OPTIONS)
-    assert kv_bytes(made_header(), eight_bits) == kv_bytes(made_header()) * 34 // 64
+    header = made_header(attention__key_length=64, attention__value_length=32)
+    assert kv_bytes(header, eight_bits) == kv_bytes(header) * 34 // 64
 
 
 def test_layers_have_their_own_numbers_of_heads():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bear_grpc.backend.base import Matcher
 from bear_grpc.engine import sampling
-from bear_grpc.errors import BackendError, ConstraintDeadEnd
+from bear_grpc.errors import ConstraintDeadEnd, ModelOutputInvalid
 from bear_grpc.params import MAX_SEED, SamplerKind, SamplingParams
 from bear_grpc.testing import FakeSampler
 
@@ -247,8 +247,8 @@ def test_choose_with_all_banned_is_a_dead_end(params):
 
 
 @pytest.mark.parametrize("params", [GREEDY, FILTERED, WIDE])
-def test_choose_of_no_numbers_is_a_backend_error(params):
-    with pytest.raises(BackendError):
+def test_choose_of_no_numbers_tells_that_the_model_is_spoiled(params):
+    with pytest.raises(ModelOutputInvalid):
         sampler_of(params).choose(row(np.nan, np.nan), 0)
 
 

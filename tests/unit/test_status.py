@@ -27,6 +27,7 @@ CONTRACT: dict[type[errors.BearError], tuple[str, set[str]]] = {
     errors.ModelInUse: ("FAILED_PRECONDITION", set()),
     errors.ModelExists: ("ALREADY_EXISTS", {"ResourceInfo"}),
     errors.ModelFileInvalid: ("FAILED_PRECONDITION", set()),
+    errors.ModelOutputInvalid: ("FAILED_PRECONDITION", set()),
     errors.RequestIdInUse: ("ALREADY_EXISTS", set()),
     errors.LoadConflict: ("ABORTED", {"RetryInfo"}),
     errors.ConstraintDeadEnd: ("ABORTED", set()),

@@ -127,5 +127,10 @@ export enum ErrorReason {
   ERROR_REASON_PULL_CANCELLED = 38,
   /** ERROR_REASON_HUB_ANSWER_INVALID - DATA_LOSS. What the model hub sends is not what it announced. */
   ERROR_REASON_HUB_ANSWER_INVALID = 39,
+  /**
+   * ERROR_REASON_MODEL_OUTPUT_INVALID - FAILED_PRECONDITION. The model's weights compute nothing that a token
+   * could be drawn from: its file may be damaged.
+   */
+  ERROR_REASON_MODEL_OUTPUT_INVALID = 40,
   UNRECOGNIZED = -1,
 }
