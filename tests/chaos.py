@@ -3,33 +3,83 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import dataclasses
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.slow import test_pull_kill
+from tests.slow import test_fuzz, test_mutants, test_pull_kill
 from tools.progress import status
 
 SEED = 7
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="downloads that are killed; default: 200")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the moments; default: {SEED}")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        try:
-            with status(f"{options.kills} downloads"):
-                outcome = test_pull_kill.chaos(Path(folder), options.kills, options.seed)
-        except AssertionError as error:
-            print(f"wrong: {error}", file=sys.stderr)
-            return 1
-    print(
-        f"downloads: {outcome.killed} killed at random moments, {outcome.finished} done before; "
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One kind of fault: so many of `unit`; `run` tells what was seen, and raises AssertionError."""
+
+    count: int
+    unit: str
+    run: Callable[[Path, int, int], str]
+
+
+def downloads(folder: Path, count: int, seed: int) -> str:
+    outcome = test_pull_kill.chaos(folder, count, seed)
+    return (
+        f"{outcome.killed} killed at random moments, {outcome.finished} done before; "
         "never a wrong file under a good name, each one resumed"
     )
-    return 0
+
+
+def requests(folder: Path, count: int, seed: int) -> str:
+    outcome = test_fuzz.fuzz(folder, count, seed)
+    assert outcome.reached_share >= test_fuzz.LEAST_REACHED, f"{outcome.reached_share:.0%} were computed"
+    codes = ", ".join(f"{number} {code}" for code, number in outcome.codes.most_common())
+    return f"{codes}; {outcome.reached} of {outcome.generations} generations computed; no worker died"
+
+
+def models(folder: Path, count: int, seed: int) -> str:
+    outcome = asyncio.run(test_mutants.chaos(folder, count, seed))
+    loads = ", ".join(f"{number} {reason}" for reason, number in outcome.loads.most_common())
+    answers = ", ".join(f"{number} {reason}" for reason, number in outcome.answers.most_common())
+    return f"loads: {loads}; answers: {answers}; no worker is left"
+
+
+ROUNDS = {
+    "downloads": Round(200, "downloads killed", downloads),
+    "requests": Round(10_000, "requests of any kind", requests),
+    "models": Round(300, "spoiled models", models),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    named = ", ".join(f"{name} ({one.count:,} {one.unit})" for name, one in ROUNDS.items())
+    parser.add_argument("rounds", nargs="*", metavar="ROUND", help=f"{named}; default: all")
+    parser.add_argument("--part", type=float, default=1.0, help="of the full size; default: 1")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of all that is random; default: {SEED}")
+    options = parser.parse_args()
+    unknown = sorted(set(options.rounds) - set(ROUNDS))
+    if unknown:
+        parser.error(f"no round is named {', '.join(unknown)}; there are {', '.join(ROUNDS)}")
+    failed = False
+    for name in options.rounds or ROUNDS:
+        one = ROUNDS[name]
+        count = max(1, round(one.count * options.part))
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            try:
+                with status(f"{name}: {count:,} {one.unit}"):
+                    seen = one.run(Path(folder), count, options.seed)
+            except AssertionError as error:
+                failed = True
+                print(f"{name}: wrong: {error}", file=sys.stderr)
+                continue
+        print(f"{name} ({count:,} {one.unit}, {time.monotonic() - began:.0f} s): {seen}")
+    return int(failed)
 
 
 if __name__ == "__main__":
