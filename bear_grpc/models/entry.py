@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..errors import ModelFileInvalid, ModelFileNotFound
+from ..errors import EngineStartFailed, ModelFileInvalid, ModelFileNotFound
 from ..executor.executor import ModelExecutor
 from ..params import DEFAULT_MAX_TOKENS, GenerationDefaults, SamplingParams
 from ..protocol import Ready
@@ -28,6 +29,8 @@ from .gguf import GgufError, GgufHeader, read_header
 from .gguf_parts import parts_of, read_headers
 from .transitions import WITH_EXECUTOR, WITH_READY, check_transition
 
+# Errors of a system call that tell of this process or machine, and nothing of the file.
+_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # llama.cpp's metadata keys for sampling values (llama-arch.cpp, LLM_KV_GENERAL_SAMPLING_*).
 SAMPLING_KEYS = {
     "temperature": "general.sampling.temp",
@@ -74,7 +77,7 @@ class ModelStatus:
 def header_of(path: Path) -> GgufHeader:
     """A model's header, checked; of all its files if it is split. Blocking.
 
-    Raises ModelFileNotFound, ModelFileInvalid.
+    Raises ModelFileNotFound, ModelFileInvalid, and EngineStartFailed where it is not the file's fault.
     """
     try:
         header = read_header(path)
@@ -84,6 +87,8 @@ def header_of(path: Path) -> GgufHeader:
     except GgufError as exc:
         raise ModelFileInvalid(str(path), exc.problem, exc.offset) from exc
     except OSError as exc:
+        if exc.errno in _OWN_TROUBLE:
+            raise EngineStartFailed(f"{path} could not be opened ({exc.strerror})") from exc
         raise ModelFileInvalid(str(path), f"cannot be read ({exc.strerror})") from exc
 
 
