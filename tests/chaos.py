@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.slow import test_fuzz, test_mutants, test_pull_kill
+from tests.slow import test_crowd, test_fuzz, test_mutants, test_pull_kill
 from tools.progress import status
 
 SEED = 7
@@ -48,7 +48,19 @@ def models(folder: Path, count: int, seed: int) -> str:
     return f"loads: {loads}; answers: {answers}; no worker is left"
 
 
+def streams(folder: Path, count: int, seed: int) -> str:
+    outcome = asyncio.run(test_crowd.chaos(folder, count, seed))
+    ttft = (
+        f"{outcome.percentile(50):.2f} s in the median, {outcome.percentile(99):.2f} s at the 99th percentile"
+    )
+    return (
+        f"up to {outcome.most_running} running together; each got its own answer, {outcome.same_tokens} "
+        f"of them token for token, {outcome.excused} by the tie rule; first token after {ttft}"
+    )
+
+
 ROUNDS = {
+    "streams": Round(1_000, "streams at once", streams),
     "downloads": Round(200, "downloads killed", downloads),
     "requests": Round(10_000, "requests of any kind", requests),
     "models": Round(300, "spoiled models", models),

@@ -72,7 +72,8 @@ class RunningServer:
     async def ready(self) -> Self:
         """Waits until health says SERVING; fails if the process ends before."""
         watching = asyncio.create_task(self._serving())
-        ending = asyncio.create_task(asyncio.to_thread(self._wait))
+        # Without a bound: it goes on beside the test, and the process is killed after that.
+        ending = asyncio.create_task(asyncio.to_thread(self.process.wait))
         done, _ = await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED, timeout=WAIT_S)
         if watching not in done:
             watching.cancel()
