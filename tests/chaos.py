@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.slow import test_crowd, test_fuzz, test_mutants, test_pull_kill
+from tests.slow import test_cancels, test_crowd, test_fuzz, test_mutants, test_pull_kill
 from tools.progress import status
 
 SEED = 7
@@ -59,9 +59,18 @@ def streams(folder: Path, count: int, seed: int) -> str:
     )
 
 
+def cancels(folder: Path, count: int, seed: int) -> str:
+    outcome = asyncio.run(test_cancels.chaos(folder, count, seed))
+    return (
+        f"{outcome.left} clients left before their answer was whole, {outcome.ended} after; the server "
+        f"grew by {outcome.grown_bytes / 1e6:.2f} MB after the first tenth; no slot, file or thread is left"
+    )
+
+
 ROUNDS = {
     "streams": Round(1_000, "streams at once", streams),
     "downloads": Round(200, "downloads killed", downloads),
+    "cancels": Round(5_000, "clients that leave", cancels),
     "requests": Round(10_000, "requests of any kind", requests),
     "models": Round(300, "spoiled models", models),
 }
