@@ -124,6 +124,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED. The download was stopped by CancelPull; what has come is kept."""
     ERROR_REASON_HUB_ANSWER_INVALID: _ErrorReason.ValueType  # 39
     """DATA_LOSS. What the model hub sends is not what it announced."""
+    ERROR_REASON_SANDBOX_UNAVAILABLE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION. The settings require a sandbox for workers that this
+    system does not have; metadata: problem.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error is a gRPC status whose details hold a
@@ -235,4 +239,8 @@ ERROR_REASON_PULL_CANCELLED: ErrorReason.ValueType  # 38
 """ABORTED. The download was stopped by CancelPull; what has come is kept."""
 ERROR_REASON_HUB_ANSWER_INVALID: ErrorReason.ValueType  # 39
 """DATA_LOSS. What the model hub sends is not what it announced."""
+ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION. The settings require a sandbox for workers that this
+system does not have; metadata: problem.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

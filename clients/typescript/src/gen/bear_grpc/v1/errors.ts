@@ -127,5 +127,10 @@ export enum ErrorReason {
   ERROR_REASON_PULL_CANCELLED = 38,
   /** ERROR_REASON_HUB_ANSWER_INVALID - DATA_LOSS. What the model hub sends is not what it announced. */
   ERROR_REASON_HUB_ANSWER_INVALID = 39,
+  /**
+   * ERROR_REASON_SANDBOX_UNAVAILABLE - FAILED_PRECONDITION. The settings require a sandbox for workers that this
+   * system does not have; metadata: problem.
+   */
+  ERROR_REASON_SANDBOX_UNAVAILABLE = 45,
   UNRECOGNIZED = -1,
 }
