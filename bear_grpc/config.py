@@ -17,7 +17,7 @@ import msgspec
 import platformdirs
 
 from .params import GenerationDefaults
-from .types import LoadOptions
+from .types import LoadOptions, SandboxMode
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pull_rate_limit_mb_s: float = 0.0  # of all downloads together; 0: none
     catalog: Path | None = None  # a TOML file with models of the user's own
     keep_alive_s: float = -1.0  # after a model's last use; negative: for ever
+    # Of workers. "auto": as far as the kernel has it; "require": no worker without all of it.
+    sandbox: SandboxMode = SandboxMode.AUTO
     log_level: str = "INFO"
     models: dict[str, ModelConfig] = {}
 

@@ -39,7 +39,8 @@
     │   ├── ChecksumMismatch
     │   └── HubAnswerInvalid
     ├── BackendError                   llama.cpp failed
-    │   └── EngineStartFailed
+    │   ├── EngineStartFailed
+    │   └── SandboxUnavailable         the settings require what the kernel does not have
     └── FeatureUnsupported             in the contract, not built yet
 
 `reason` is the name that crosses processes and the wire; `metadata` holds the
@@ -471,6 +472,18 @@ class EngineStartFailed(BackendError):
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"Failed to initialize GGUF engine: {cause}", metadata={"cause": cause})
+
+
+class SandboxUnavailable(BackendError):
+    """The settings require a sandbox for workers, and it cannot be put in force here."""
+
+    reason = "SANDBOX_UNAVAILABLE"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the sandbox of workers is required, and not available: {problem}",
+            metadata={"problem": problem},
+        )
 
 
 class FeatureUnsupported(BearError):

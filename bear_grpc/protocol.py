@@ -7,6 +7,7 @@ types are checked, and a frame that does not decode ends the connection.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ from .types import (
     LoadOptions,
     LoadStage,
     ModelInfo,
+    SandboxState,
     StopCause,
     Timings,
     Usage,
@@ -119,6 +121,19 @@ class Probe(Frame, frozen=True):
 
 
 # ---- worker to server -------------------------------------------------------
+
+
+class Confined(Frame, frozen=True):
+    """The first frame: what of the sandbox is in force in this worker.
+
+    `profile` names what is left to it, `landlock_abi` is 0 without Landlock,
+    `problem` says why the state is not ON.
+    """
+
+    state: SandboxState
+    profile: str = ""
+    landlock_abi: int = 0
+    problem: str = ""
 
 
 class Progress(Frame, frozen=True):
@@ -287,7 +302,7 @@ class ProbeResult(Frame, frozen=True):
 
 
 ToWorker = Load | Submit | Cancel | Credit | TextJob | Share | Stop | Probe
-ToServer = Progress | Ready | Failed | Step | TextResult | Costs | Heartbeat | ProbeResult
+ToServer = Confined | Progress | Ready | Failed | Step | TextResult | Costs | Heartbeat | ProbeResult
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
@@ -304,6 +319,37 @@ def encode(frame: Frame) -> bytes:
     if len(body) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(body)} bytes is over {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
+
+
+def read_first(sock: socket.socket) -> ToWorker | None:
+    """Worker: the first frame of a blocking socket, and not a byte after it; None if the server closes it.
+
+    Raises FrameError for what is no frame.
+    """
+    head = _read_exactly(sock, _LENGTH.size)
+    if head is None:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {length} bytes is over {MAX_FRAME_BYTES}")
+    body = _read_exactly(sock, length)
+    if body is None:
+        return None
+    try:
+        frame: ToWorker = _to_worker.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise FrameError(str(exc)) from exc
+    return frame
+
+
+def _read_exactly(sock: socket.socket, count: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
 
 
 class FrameBuffer:

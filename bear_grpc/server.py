@@ -183,7 +183,7 @@ def serve(config: ServerConfig) -> int:
     logging.basicConfig(
         level=config.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    spawner = Spawner()
+    spawner = Spawner(config.sandbox)
     _lower_priority()
     try:
         return asyncio.run(_serve(config, spawner))

@@ -54,6 +54,22 @@ class LoadStage(enum.Enum):
     MEASURING = "measuring"
 
 
+class SandboxMode(enum.StrEnum):
+    """What a server asks of its workers' sandbox."""
+
+    AUTO = "auto"  # as far as the kernel has it
+    REQUIRE = "require"  # no worker without all of it
+    OFF = "off"
+
+
+class SandboxState(enum.Enum):
+    """What is in force."""
+
+    OFF = "off"
+    PARTIAL = "partial"
+    ON = "on"
+
+
 class KvCacheType(enum.Enum):
     """Number format of the KV cache."""
 

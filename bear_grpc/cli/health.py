@@ -29,7 +29,7 @@ def health(
 
 def info(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
     """Show the server's version, devices and limits."""
-    from bear_grpc.v1.server_service_pb2 import SANDBOX_STATE_ON
+    from bear_grpc.v1.server_service_pb2 import SandboxState
 
     with connect(ctx, server) as client:
         response = client.server_info()
@@ -37,6 +37,7 @@ def info(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
         output.print_json(response)
         return
     limits = response.limits
+    state = SandboxState.Name(response.sandbox).removeprefix("SANDBOX_STATE_").lower()
     output.fields(
         (
             ("version", response.version),
@@ -51,7 +52,7 @@ def info(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
                 )
                 for device in response.devices
             ),
-            ("sandbox", "on" if response.sandbox == SANDBOX_STATE_ON else "off"),
+            ("sandbox", f"{state}, {response.sandbox_detail}" if response.sandbox_detail else state),
             ("allowed paths", ", ".join(response.allowed_paths) or "none"),
             ("longest text", output.size(limits.max_text_bytes)),
             ("largest message", output.size(limits.max_message_bytes)),

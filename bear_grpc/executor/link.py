@@ -8,7 +8,7 @@ import concurrent.futures
 import logging
 from collections.abc import Callable
 
-from ..protocol import Frame, FrameBuffer, FrameError, Stop, ToServer, encode
+from ..protocol import Confined, Frame, FrameBuffer, FrameError, Stop, ToServer, encode
 from .spawner import Spawner, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,9 @@ class WorkerLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._buffer.feed(data):
+                if isinstance(frame, Confined):
+                    self.process.confinement.take(frame)
+                    continue
                 self._on_frame(frame)  # type: ignore[arg-type]  # this buffer decodes ToServer only
         except FrameError:
             log.exception("worker %s sent what is no frame", self._name)

@@ -18,6 +18,9 @@ import sys
 import threading
 from pathlib import Path
 
+from ..types import SandboxMode
+from .confinement import Confinement
+
 _ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
     "PYTHONFAULTHANDLER": "1",
@@ -27,9 +30,12 @@ _ENVIRONMENT = {
 class WorkerProcess:
     """A started worker: its process, and the server's end of the socket pair."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, confinement: Confinement
+    ) -> None:
         self._process = process
         self.sock = sock
+        self.confinement = confinement
         assert process.stderr is not None
         self.stderr = process.stderr
         self.pid = process.pid
@@ -72,10 +78,14 @@ class WorkerProcess:
 
 
 class Spawner(threading.Thread):
-    """Starts workers, one after the other. Make it before anything lowers its priority."""
+    """Starts workers, one after the other. Make it before anything lowers its priority.
 
-    def __init__(self) -> None:
+    `confinement` is what its workers have told of their sandbox.
+    """
+
+    def __init__(self, sandbox: SandboxMode = SandboxMode.AUTO) -> None:
         super().__init__(name="spawner", daemon=True)
+        self.confinement = Confinement(sandbox)
         self._orders: queue.SimpleQueue[concurrent.futures.Future[WorkerProcess] | None] = queue.SimpleQueue()
         self.start()
 
@@ -94,19 +104,19 @@ class Spawner(threading.Thread):
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(_start())
+                future.set_result(_start(self.confinement))
             except OSError as exc:
                 future.set_exception(exc)
 
 
-def _start() -> WorkerProcess:
+def _start(confinement: Confinement) -> WorkerProcess:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
             # A group of its own, so that a terminal's Ctrl-C reaches the server only. Not a
             # session of its own: the kernel's autogroups would undo the priorities.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bear_grpc.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "bear_grpc.worker", str(theirs.fileno()), confinement.mode],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -117,4 +127,4 @@ def _start() -> WorkerProcess:
         except OSError:
             ours.close()
             raise
-    return WorkerProcess(process, ours)
+    return WorkerProcess(process, ours, confinement)

@@ -13,6 +13,7 @@ from ..executor.spawner import Spawner
 from ..models.shelf import Shelf
 from ..params import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
 from ..protocol import ProbeResult
+from ..types import SandboxState
 from ..v1 import server_service_pb2 as pb
 from ..v1 import server_service_pb2_grpc as pb_grpc
 from .requests import MAX_TEXT_BYTES
@@ -24,6 +25,11 @@ _KINDS = {
     "gpu": pb.DEVICE_KIND_GPU,
     "igpu": pb.DEVICE_KIND_INTEGRATED_GPU,
     "accel": pb.DEVICE_KIND_ACCELERATOR,
+}
+_SANDBOX = {
+    SandboxState.OFF: pb.SANDBOX_STATE_OFF,
+    SandboxState.PARTIAL: pb.SANDBOX_STATE_PARTIAL,
+    SandboxState.ON: pb.SANDBOX_STATE_ON,
 }
 
 
@@ -66,7 +72,8 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
             llama_cpp_build=found.build,
             devices=devices,
             limits=limits,
-            sandbox=pb.SANDBOX_STATE_OFF,
+            sandbox=_SANDBOX[self._spawner.confinement.state],
+            sandbox_detail=self._spawner.confinement.detail,
             core_count=self._cores,
             allowed_paths=[str(root) for root in self._shelf.allowed_roots],
         )

@@ -62,6 +62,7 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.HubAnswerInvalid: Code.DATA_LOSS,
     errors.BackendError: Code.INTERNAL,
     errors.EngineStartFailed: Code.INTERNAL,
+    errors.SandboxUnavailable: Code.FAILED_PRECONDITION,
     errors.FeatureUnsupported: Code.UNIMPLEMENTED,
 }
 

@@ -26,7 +26,7 @@ async def serve_in_process(**settings: Any) -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="bear-") as folder:
         address = f"unix:{folder}/server.sock"
         config = ServerConfig(**{"listen": [address], "models_dir": Path(folder) / "models", **settings})
-        spawner = Spawner()
+        spawner = Spawner(config.sandbox)
         server = Server(config, spawner)
         try:
             await server.start()

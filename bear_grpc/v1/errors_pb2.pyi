@@ -128,6 +128,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The model's weights compute nothing that a token
     could be drawn from: its file may be damaged.
     """
+    ERROR_REASON_SANDBOX_UNAVAILABLE: _ErrorReason.ValueType  # 41
+    """FAILED_PRECONDITION. The settings require a sandbox for workers that this
+    system does not have; metadata: problem.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. Every error is a gRPC status whose details hold a
@@ -242,5 +246,9 @@ ERROR_REASON_HUB_ANSWER_INVALID: ErrorReason.ValueType  # 39
 ERROR_REASON_MODEL_OUTPUT_INVALID: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The model's weights compute nothing that a token
 could be drawn from: its file may be damaged.
+"""
+ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 41
+"""FAILED_PRECONDITION. The settings require a sandbox for workers that this
+system does not have; metadata: problem.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

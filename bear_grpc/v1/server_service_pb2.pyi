@@ -63,6 +63,8 @@ class _SandboxStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SandboxS
     """Workers run as ordinary processes."""
     SANDBOX_STATE_ON: _SandboxState.ValueType  # 2
     """Workers are confined by the kernel."""
+    SANDBOX_STATE_PARTIAL: _SandboxState.ValueType  # 3
+    """The kernel has a part of it only."""
 
 class SandboxState(_SandboxState, metaclass=_SandboxStateEnumTypeWrapper):
     """Whether workers are locked in. May grow."""
@@ -73,6 +75,8 @@ SANDBOX_STATE_OFF: SandboxState.ValueType  # 1
 """Workers run as ordinary processes."""
 SANDBOX_STATE_ON: SandboxState.ValueType  # 2
 """Workers are confined by the kernel."""
+SANDBOX_STATE_PARTIAL: SandboxState.ValueType  # 3
+"""The kernel has a part of it only."""
 Global___SandboxState: _TypeAlias = SandboxState  # noqa: Y015
 
 @_typing.final
@@ -184,6 +188,7 @@ class GetServerInfoResponse(_message.Message):
     SANDBOX_FIELD_NUMBER: _builtins.int
     CORE_COUNT_FIELD_NUMBER: _builtins.int
     ALLOWED_PATHS_FIELD_NUMBER: _builtins.int
+    SANDBOX_DETAIL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of bear_grpc."""
     llama_cpp_python_version: _builtins.str
@@ -194,6 +199,10 @@ class GetServerInfoResponse(_message.Message):
     """Whether workers are confined."""
     core_count: _builtins.int
     """CPU cores that the server may use."""
+    sandbox_detail: _builtins.str
+    """In words: the profile of the sandbox and what enforces it, or why it is
+    not fully on.
+    """
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """What llama.cpp can compute on."""
@@ -217,10 +226,11 @@ class GetServerInfoResponse(_message.Message):
         sandbox: Global___SandboxState.ValueType = ...,
         core_count: _builtins.int = ...,
         allowed_paths: _abc.Iterable[_builtins.str] | None = ...,
+        sandbox_detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_paths", b"allowed_paths", "core_count", b"core_count", "devices", b"devices", "limits", b"limits", "llama_cpp_build", b"llama_cpp_build", "llama_cpp_python_version", b"llama_cpp_python_version", "sandbox", b"sandbox", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_paths", b"allowed_paths", "core_count", b"core_count", "devices", b"devices", "limits", b"limits", "llama_cpp_build", b"llama_cpp_build", "llama_cpp_python_version", b"llama_cpp_python_version", "sandbox", b"sandbox", "sandbox_detail", b"sandbox_detail", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import SandboxUnavailable
+from ..protocol import Failed, Frame, Load, Probe, encode, read_first
+from ..types import SandboxMode, SandboxState
+
+if TYPE_CHECKING:
+    from ..backend.base import Backend
 
 log = logging.getLogger(__name__)
 
@@ -24,21 +33,57 @@ def _end_with_parent() -> None:
         os._exit(0)
 
 
-def main(fd: int) -> None:
-    """Serves the socket `fd` until the server closes it or says Stop; never returns."""
+def _no_core_file() -> None:
+    """A core file would hold the prompts of many users, and take minutes to write."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(
+    fd: int,
+    mode: SandboxMode,
+    factory: Callable[[Load, Callable[[Frame], None]], Backend] | None = None,
+) -> None:
+    """Serves the socket `fd` until the server closes it or says Stop; never returns.
+
+    `factory` opens another backend than llama.cpp; it is called inside the sandbox.
+    """
+    # Before the sandbox, which denies to change it.
     _end_with_parent()
+    _no_core_file()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # The sandbox belongs here: what follows imports numpy, which starts threads.
-    from .process import Worker
-
-    # A busy Python thread costs the owner half its speed at the default of 5 ms.
-    sys.setswitchinterval(0.0002)
     code = 0
     try:
-        Worker(socket.socket(fileno=fd)).run()
+        _serve(socket.socket(fileno=fd), mode, factory)
     except BaseException:
         log.exception("the I/O thread failed")
         code = 1
     # Other threads may be inside llama.cpp: the kernel takes everything back at once.
     os._exit(code)
+
+
+def _serve(
+    sock: socket.socket,
+    mode: SandboxMode,
+    factory: Callable[[Load, Callable[[Frame], None]], Backend] | None,
+) -> None:
+    # The first frame names the files that the sandbox leaves.
+    first = read_first(sock)
+    if not isinstance(first, Load | Probe):
+        return  # the server wants nothing, or is gone
+    from .sandbox import confine
+
+    confined = confine(first, mode)
+    sock.sendall(encode(confined))
+    if mode is SandboxMode.REQUIRE and confined.state is not SandboxState.ON:
+        sock.sendall(encode(Failed(SandboxUnavailable(confined.problem).to_record())))
+        return
+    # Not before: it imports numpy, which starts threads, and threads that run already stay free.
+    from .process import Worker, load_llama
+
+    # A busy Python thread costs the owner half its speed at the default of 5 ms.
+    sys.setswitchinterval(0.0002)
+    Worker(sock, factory or load_llama).run(first)

@@ -67,9 +67,14 @@ class Worker:
         self._text: TextThread | None = None
         self._engine: Engine | None = None
 
-    def run(self) -> None:
-        """Returns when the server has closed the socket, or said Stop and all is sent."""
+    def run(self, first: ToWorker | None = None) -> None:
+        """Returns when the server has closed the socket, or said Stop and all is sent.
+
+        `first` is a frame that was read already.
+        """
         try:
+            if first is not None:
+                self._take(first)
             self._connection.run(self._take, self._tick, TICK_S)
         finally:
             if self._text is not None:

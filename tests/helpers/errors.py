@@ -44,5 +44,6 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.HubAnswerInvalid: lambda: errors.HubAnswerInvalid("an ETag that is no SHA-256"),
     errors.BackendError: lambda: errors.BackendError("the computation failed"),
     errors.EngineStartFailed: lambda: errors.EngineStartFailed("no context"),
+    errors.SandboxUnavailable: lambda: errors.SandboxUnavailable("seccomp: no filter for riscv64"),
     errors.FeatureUnsupported: lambda: errors.FeatureUnsupported("keep_alive"),
 }

@@ -49,6 +49,7 @@ CONTRACT: dict[type[errors.BearError], tuple[str, set[str]]] = {
     errors.HubAnswerInvalid: ("DATA_LOSS", set()),
     errors.BackendError: ("INTERNAL", set()),
     errors.EngineStartFailed: ("INTERNAL", set()),
+    errors.SandboxUnavailable: ("FAILED_PRECONDITION", set()),
     errors.FeatureUnsupported: ("UNIMPLEMENTED", set()),
 }
 KINDS = pytest.mark.parametrize("kind", CONTRACT, ids=lambda kind: kind.__name__)

@@ -132,5 +132,10 @@ export enum ErrorReason {
    * could be drawn from: its file may be damaged.
    */
   ERROR_REASON_MODEL_OUTPUT_INVALID = 40,
+  /**
+   * ERROR_REASON_SANDBOX_UNAVAILABLE - FAILED_PRECONDITION. The settings require a sandbox for workers that this
+   * system does not have; metadata: problem.
+   */
+  ERROR_REASON_SANDBOX_UNAVAILABLE = 41,
   UNRECOGNIZED = -1,
 }

@@ -44,6 +44,8 @@ export enum SandboxState {
   SANDBOX_STATE_OFF = 1,
   /** SANDBOX_STATE_ON - Workers are confined by the kernel. */
   SANDBOX_STATE_ON = 2,
+  /** SANDBOX_STATE_PARTIAL - The kernel has a part of it only. */
+  SANDBOX_STATE_PARTIAL = 3,
   UNRECOGNIZED = -1,
 }
 
@@ -102,6 +104,11 @@ export interface GetServerInfoResponse {
   coreCount: number;
   /** Folders under which `RegisterModel` takes files. */
   allowedPaths: string[];
+  /**
+   * In words: the profile of the sandbox and what enforces it, or why it is
+   * not fully on.
+   */
+  sandboxDetail: string;
 }
 
 /** What is going on. */
@@ -407,6 +414,7 @@ function createBaseGetServerInfoResponse(): GetServerInfoResponse {
     sandbox: 0,
     coreCount: 0,
     allowedPaths: [],
+    sandboxDetail: "",
   };
 }
 
@@ -435,6 +443,9 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
     }
     for (const v of message.allowedPaths) {
       writer.uint32(66).string(v!);
+    }
+    if (message.sandboxDetail !== "") {
+      writer.uint32(74).string(message.sandboxDetail);
     }
     return writer;
   },
@@ -516,6 +527,14 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
             message.allowedPaths.push(reader.string());
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.sandboxDetail = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -543,6 +562,7 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
     message.sandbox = object.sandbox ?? 0;
     message.coreCount = object.coreCount ?? 0;
     message.allowedPaths = object.allowedPaths?.map((e) => e) || [];
+    message.sandboxDetail = object.sandboxDetail ?? "";
     return message;
   },
 };

@@ -1,0 +1,49 @@
+"""Locks this process in: no new privileges, then Landlock, then seccomp.
+
+Call `confine` while there is one thread: it and those that it starts are bound,
+others would stay free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from ..protocol import Confined, Load, Probe
+from ..types import SandboxMode, SandboxState
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def confine(frame: Load | Probe, mode: SandboxMode) -> Confined:
+    """As far as the kernel can: this process reads what the frame's work needs, writes nothing, opens
+    no connection and starts no process. Tells what is in force. There is no way back.
+
+    Raises RuntimeError when there are other threads already.
+    """
+    if mode is SandboxMode.OFF:
+        return Confined(SandboxState.OFF, problem="the setting `sandbox` is off")
+    if sys.platform != "linux":
+        return Confined(SandboxState.OFF, problem=f"there is none for {sys.platform}")
+    from . import grants, landlock, seccomp
+
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(f"{threads} threads run before the sandbox")
+    profile = grants.profile(frame)
+    if ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return Confined(SandboxState.OFF, profile, problem="no_new_privs cannot be set")
+    abi, problems = 0, []
+    try:
+        abi = landlock.confine(grants.readable(frame), grants.usable(frame))
+    except landlock.Unavailable as exc:
+        problems.append(str(exc))
+    filtered = False
+    try:
+        seccomp.confine()
+        filtered = True
+    except landlock.Unavailable as exc:
+        problems.append(str(exc))
+    states = {2: SandboxState.ON, 1: SandboxState.PARTIAL, 0: SandboxState.OFF}
+    return Confined(states[bool(abi) + filtered], profile, abi, "; ".join(problems))
