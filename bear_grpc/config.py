@@ -22,6 +22,7 @@ from .types import LoadOptions, SandboxMode
 log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
+DEFAULT_WITHDRAWAL_S = 2.0
 PREFIX = "BEAR_"
 # Variables of the client and of the build, which are no settings of the server.
 FOREIGN = frozenset({"BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"})
@@ -50,6 +51,10 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_target_ms: float = 0.0  # 0: chosen from the measured step times
     stall_timeout_s: float = 30.0
     stop_grace_s: float = 30.0
+    # Between NOT_SERVING and the first call that is refused; None: 2, and 0 where nobody else can connect.
+    withdrawal_s: float | None = None
+    keepalive_time_s: float = 30.0  # of silence, before a client is asked whether it is there
+    keepalive_timeout_s: float = 10.0  # for its answer
     reflection: bool | None = None
     # Models that are needed and not here: "catalog" pulls what the catalog names, "any" also what
     # a request names, "never" only what PullModel asks for.
@@ -80,6 +85,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("stop_grace_s", "step_target_ms", "pull_rate_limit_mb_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more, is {getattr(self, name)}")
+        for name in ("keepalive_time_s", "keepalive_timeout_s"):
+            if not 0.001 <= getattr(self, name) <= 1e6:  # gRPC takes milliseconds in 32 bits
+                raise ConfigError(f"{name}: must be 0.001 to 1000000, is {getattr(self, name)}")
+        if self.withdrawal_s is not None and not self.withdrawal_s >= 0:
+            raise ConfigError(f"withdrawal_s: must be 0 or more, is {self.withdrawal_s}")
         if not all("!" <= character <= "~" for character in self.hub_token):
             raise ConfigError("hub_token: must be printable ASCII without spaces")
         if not self.hub_endpoint.startswith(("https://", "http://")):
@@ -96,6 +106,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def with_reflection(self) -> bool:
         """Whether reflection is served: as set, else on loopback and unix sockets only."""
         return self.reflection if self.reflection is not None else all(map(is_local, self.listen))
+
+    @property
+    def pause_s(self) -> float:
+        """The pause of a withdrawal: as set, else none where only this machine can connect."""
+        if self.withdrawal_s is not None:
+            return self.withdrawal_s
+        return 0.0 if all(map(is_local, self.listen)) else DEFAULT_WITHDRAWAL_S
 
 
 def is_local(address: str) -> bool:

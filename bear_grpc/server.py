@@ -49,6 +49,8 @@ EXIT_START = 1
 NICE_OF_SERVER = 10
 # What is left when every generation has ended: last statuses on their way, idle reflection streams.
 LAST_CALLS_S = 1.0
+# Health's statuses are set in order, each within a second.
+STATUSES_S = 5.0
 
 SERVICES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -56,16 +58,19 @@ SERVICES = [
     server_service_pb2.DESCRIPTOR.services_by_name["ServerService"].full_name,
 ]
 
-OPTIONS = [
-    # A second server on the port would share its connections without an error.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A client that vanishes without a word frees its slot after these times.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-]
+
+def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
+    """gRPC's own options; a name that it does not know it ignores without a word."""
+    return [
+        # A second server on the port would share its connections without an error.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # A client that vanishes without a word frees its slot after these times.
+        ("grpc.keepalive_time_ms", round(config.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
 
 
 class Server:
@@ -75,6 +80,8 @@ class Server:
         cores = available_cores()
         self._config = config
         self._stopped = False
+        self._is_serving = False
+        self._draining: asyncio.Task[None] | None = None
         self.addresses: list[str] = []
         costs = CostStore(config.models_dir / "costs")
         self.shelf = Shelf(
@@ -112,13 +119,13 @@ class Server:
         )
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=_channel_args(config))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager, self.pulls, estimator), self._server
         )
         inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        about = ServerServicer(self.shelf, spawner, config, cores)
+        about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
         self._add_introspection()
 
@@ -149,23 +156,53 @@ class Server:
         for name in self._config.load:
             await self.manager.load(name)
         await self.health.set_serving()
+        self._is_serving = True
         log.info("bear_grpc %s serves on %s", __version__, ", ".join(self.addresses))
+
+    async def drain(self) -> int:
+        """Withdraws the server: NOT_SERVING, then a pause, then no new work. It goes on running.
+
+        Returns after the pause, with the generations that are still under way. A later
+        call joins the first one.
+        """
+        await asyncio.shield(self._withdrawal(self._config.pause_s))
+        return self.manager.remaining
+
+    def _withdrawal(self, pause_s: float) -> asyncio.Task[None]:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._withdraw(pause_s))
+        return self._draining
+
+    async def _withdraw(self, pause_s: float) -> None:
+        if pause_s == 0:
+            self.manager.refuse()  # before anybody is told
+        await self.health.withdraw()
+        # Balancers and clients that watch health send their calls elsewhere meanwhile.
+        await asyncio.sleep(pause_s)
+        self.manager.refuse()
+        if self.manager.remaining:
+            log.info("no new work is taken, %d requests are under way", self.manager.remaining)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Takes no new work, lets streams finish within the grace, ends every worker.
 
-        A second call does nothing.
+        The pause of the withdrawal is part of the grace. A second call does nothing.
         """
         if self._stopped:
             return
         self._stopped = True
-        self.manager.draining = True
-        await self.health.withdraw()
+        clock = asyncio.get_running_loop().time
+        grace_s = self._config.stop_grace_s if grace_s is None else grace_s
+        ends_s = clock() + grace_s
+        withdrawal = self._withdrawal(min(self._config.pause_s, grace_s) if self._is_serving else 0.0)
+        await asyncio.wait({withdrawal}, timeout=max(grace_s, STATUSES_S))
         # The listener stays while streams finish: new calls are told DRAINING by a status.
-        await self.manager.drain(self._config.stop_grace_s if grace_s is None else grace_s)
+        await self.manager.drain(max(0.0, ends_s - clock()))
+        withdrawal.cancel()  # a drain with a longer pause than the grace
         await self.pulls.close()
         await self.manager.close()
         self.shelf.feed.close()
+        self.health.end_watches()
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()

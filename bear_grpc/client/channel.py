@@ -18,6 +18,9 @@ _READS = {
     "bear_grpc.v1.ServerService": ("GetServerInfo", "GetLoad"),
 }
 _GENERATE = {"bear_grpc.v1.InferenceService": ("Generate", "GenerateOnce")}
+_INFERENCE = {
+    "bear_grpc.v1.InferenceService": ("Generate", "GenerateOnce", "Tokenize", "Detokenize", "CountTokens")
+}
 _LOOPBACK = ("127.", "localhost", "[::1]", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1")
 
 
@@ -43,11 +46,20 @@ SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
 
+# For a target with several servers: calls go round those that serve, and what one of them refuses or ends
+# before its first message is tried at another. Servers that stop refuse whole queues at a time.
+FLEET_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "bear_grpc.v1.InferenceService"},
+    "methodConfig": [_retry(_READS, 5), _retry(_INFERENCE, 5)],
+    "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
+}
+
 
 def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tuple[str, str | int]]:
-    """The channel's arguments; `extra` wins."""
+    """The channel's arguments; `extra` wins. A target with a comma, `ipv4:` or `ipv6:`, is a fleet."""
     options: dict[str, str | int] = {
-        "grpc.service_config": json.dumps(SERVICE_CONFIG),
+        "grpc.service_config": json.dumps(FLEET_SERVICE_CONFIG if "," in target else SERVICE_CONFIG),
         "grpc.keepalive_time_ms": 30_000,
         "grpc.keepalive_timeout_ms": 10_000,
         "grpc.max_receive_message_length": 64 << 20,
@@ -55,6 +67,9 @@ def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tu
         # A connection of its own, and no share in another channel's back-off.
         "grpc.use_local_subchannel_pool": 1,
     }
+    if "," in target:
+        # A server that was restarted is found again before the next one goes.
+        options |= {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
     if target.startswith(_LOOPBACK):
         options["grpc.enable_http_proxy"] = 0  # a proxy cannot reach this machine's loopback
     return [*(options | dict(extra or {})).items()]

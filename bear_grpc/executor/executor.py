@@ -225,12 +225,20 @@ class ModelExecutor:
             raise from_record(result.error)
         return result
 
+    def cut_waiting(self, error: BearError) -> None:
+        """Ends what has not begun with this error; nothing of it has reached a caller."""
+        for generation in set(self._generations.values()):
+            if not generation.has_begun:
+                generation.abandon(error)
+
     async def drain(self, timeout_s: float) -> int:
         """Takes nothing new and waits for what runs; gives how many requests were left."""
         self._refusing = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+                if self._texts:
+                    await asyncio.wait(self._texts.values())
         except TimeoutError:
             return self.requests_in_flight
         return 0

@@ -79,6 +79,7 @@ class Generation:
         self._readable: collections.deque[_Branch] = collections.deque()
         self._read_last: _Branch | None = None
         self._error: BearError | None = None
+        self.has_begun = False  # something has come of it: its reader may have sent it on
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -91,6 +92,7 @@ class Generation:
         branch = self._branches[event.id - self.ids.start]
         if branch.ended:
             return  # cancelled, the worker did not know yet
+        self.has_begun = True
         if not branch.events:
             self._readable.append(branch)
         branch.events.append(event)
@@ -101,6 +103,13 @@ class Generation:
         """The executor: the ending of a sequence is an error. It ends the others."""
         if not self.ended:
             self._branches[id - self.ids.start].ended = True
+            self._error = error
+            self.close()
+            self._wake()
+
+    def abandon(self, error: BearError) -> None:
+        """The executor: ends all answers with this error; does nothing if they have ended."""
+        if not self.ended:
             self._error = error
             self.close()
             self._wake()

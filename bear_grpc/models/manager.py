@@ -30,6 +30,7 @@ from .cost_keeping import CostKeeper
 from .costs import CostStore
 from .entry import ModelEntry, ModelStatus
 from .eviction import Plan, Room
+from .gate import Gate
 from .keeping import HOLD_S, KeepAlive
 from .loader import ExecutorFactory, Loader
 from .shelf import Shelf
@@ -82,24 +83,24 @@ class ModelManager:
             factory=executor_factory,
             cooldown=self._cooldown,
         )
-        self.draining = False
+        self._gate = Gate()
         shelf.feed.listen(self._on_change)
 
     async def load(self, name: str, options: LoadOptions | None = None) -> tuple[ModelEntry, float]:
         """Loads a model, joins a load under way, or finds it loaded; with the seconds it took.
 
         It is tried at once, however often it has failed. Of a model that is loaded, other `keep_alive_s`
-        and `pinned` are taken over. Raises LoadConflict, ModelAlreadyLoaded, and what the load raises.
+        and `pinned` are taken over. Raises Draining, LoadConflict, ModelAlreadyLoaded, and what the load
+        raises.
         """
-        if self.draining:
-            raise Draining()
-        entry = await self._with_file(name)
-        await self._unloads.settle(entry)
-        task = self._begin_load(entry, options or LoadOptions())
-        if task is None:
-            return entry, 0.0
-        await asyncio.shield(task)
-        return entry, entry.load_seconds
+        async with self._gate.waiting():
+            entry = await self._with_file(name)
+            await self._unloads.settle(entry)
+            task = self._begin_load(entry, options or LoadOptions())
+            if task is None:
+                return entry, 0.0
+            await asyncio.shield(task)
+            return entry, entry.load_seconds
 
     @asynccontextmanager
     async def using(
@@ -112,14 +113,16 @@ class ModelManager:
         ever. Raises Draining, ModelNotFound, ModelFileNotFound, ModelNotLoaded, ModelUnloaded,
         LoadCooldown, and what a download or a load raises.
         """
-        if self.draining:
-            raise Draining()
-        entry = await self._with_file(name) if load_if_needed else self._shelf.get(name)
-        self._keep.begin(entry)
-        try:
-            yield await self._executor(entry, load_if_needed)
-        finally:
-            self._keep.end(entry, keep_alive_s)
+        with self._gate.enter():
+            async with self._gate.waiting():
+                entry = await self._with_file(name) if load_if_needed else self._shelf.get(name)
+            self._keep.begin(entry)
+            try:
+                async with self._gate.waiting():
+                    executor = await self._executor(entry, load_if_needed)
+                yield executor
+            finally:
+                self._keep.end(entry, keep_alive_s)
 
     async def executor(
         self, name: str, *, load_if_needed: bool = True, hold_s: float = HOLD_S
@@ -133,19 +136,40 @@ class ModelManager:
         """Ends a model's worker; joins an unload under way. Raises ModelNotLoaded."""
         return await asyncio.shield(self._unloads.begin(self._shelf.get(name), drain_timeout_s))
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether no new work is taken."""
+        return self._gate.is_closed
+
+    @property
+    def remaining(self) -> int:
+        """Generations under way, those included that wait for their model."""
+        return self._gate.inside
+
+    def refuse(self) -> None:
+        """Takes nothing new from here on; what waits and has not begun ends with Draining."""
+        self._gate.close()
+        for executor in self._live_executors():
+            executor.cut_waiting(Draining())
+
     async def drain(self, timeout_s: float) -> None:
-        """Takes nothing new and waits for what runs and waits, up to `timeout_s`."""
-        self.draining = True
-        busy = [
+        """Takes nothing new and waits for what runs, and until it is sent, up to `timeout_s`."""
+        self.refuse()
+        ends_s = asyncio.get_running_loop().time() + timeout_s
+        await self._gate.empty(timeout_s)
+        left_s = max(0.0, ends_s - asyncio.get_running_loop().time())
+        await asyncio.gather(*(executor.drain(left_s) for executor in self._live_executors()))
+
+    def _live_executors(self) -> list[ModelExecutor]:
+        return [
             entry.executor
             for entry in self._shelf.list()
             if entry.state in (ModelState.READY, ModelState.UNLOADING) and entry.executor is not None
         ]
-        await asyncio.gather(*(executor.drain(timeout_s) for executor in busy))
 
     async def close(self) -> None:
         """Ends every worker; nothing is loaded from now on."""
-        self.draining = True
+        self._gate.close()
         self._keep.close()
         for entry in self._shelf.list():
             if entry.state is ModelState.UNLOADING and entry.executor is not None:
@@ -195,8 +219,7 @@ class ModelManager:
 
     def _begin_load(self, entry: ModelEntry, options: LoadOptions) -> asyncio.Task[None] | None:
         """The task of a load, begun or joined; None if the model is loaded as asked."""
-        if self.draining:
-            raise Draining()
+        self._gate.check()
         # What belongs to the model's life may change while it lives.
         of_load = msgspec.structs.replace(options, keep_alive_s=None, pinned=None)
         match entry.state:

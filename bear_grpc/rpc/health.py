@@ -9,8 +9,10 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
+from ..errors import Draining
 from ..models.entry import ModelStatus
 from ..types import ModelState
+from .status import answer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -24,12 +26,13 @@ LAST_WRITE_S = 0.2
 
 
 class _Servicer(health_aio.HealthServicer):
-    """grpcio's servicer, with watches that the server can end and names that can go."""
+    """grpcio's servicer, with watches that the server can end (DRAINING) and names that can go."""
 
     def __init__(self) -> None:
         super().__init__()
         self.closed = asyncio.Event()
 
+    @answer
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         watch = asyncio.ensure_future(super().Watch(request, context))
         closed = asyncio.ensure_future(self.closed.wait())
@@ -41,6 +44,8 @@ class _Servicer(health_aio.HealthServicer):
             closed.cancel()
             watch.cancel()
             await asyncio.wait({watch, closed})
+        if self.closed.is_set():
+            raise Draining()
         if not watch.cancelled():
             watch.result()
 
@@ -63,6 +68,7 @@ class Health:
         self.servicer = _Servicer()
         self._services = ["", *services]
         self._models: set[str] = set()
+        self._withdrawn = False
         self._changes: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,15 +94,19 @@ class Health:
             return
         self._models.add(name)
         if status.stage is None and status.pull is None:  # steps of progress change nothing here
-            ready = status.state is ModelState.READY
+            ready = status.state is ModelState.READY and not self._withdrawn
             self._changes.put_nowait((name, SERVING if ready else NOT_SERVING))
 
     async def withdraw(self) -> None:
-        """All but liveness is NOT_SERVING, for good, and every watch ends."""
+        """All but liveness is NOT_SERVING, for good."""
+        self._withdrawn = True
         for name in (*self._services, *self._models):
             self._changes.put_nowait((name, NOT_SERVING))
         if self._task is not None:
             await self._changes.join()
+
+    def end_watches(self) -> None:
+        """Every watch ends, those to come included."""
         self.servicer.closed.set()
 
     async def close(self) -> None:

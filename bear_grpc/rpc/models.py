@@ -9,7 +9,7 @@ import re
 from contextlib import aclosing
 from typing import Any
 
-from ..errors import InvalidField
+from ..errors import Draining, InvalidField
 from ..models.entry import ModelEntry
 from ..models.estimate import Estimator
 from ..models.manager import ModelManager
@@ -90,6 +90,7 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
             async for status in watcher:
                 if not names or status.name in names:
                     await context.write(pb.WatchModelsResponse(status=status_to_proto(status)))
+        raise Draining()  # only the server's stop ends the feed
 
     @answer
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
@@ -143,6 +144,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
 
     @answer
     async def PullModel(self, request: pb.PullModelRequest, context: Any) -> None:
+        if self._manager.is_draining:
+            raise Draining()
         download = self._pulls.begin(target_of(request))
         async with aclosing(steps_of(download)) as steps:
             async for step in steps:

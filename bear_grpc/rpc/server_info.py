@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .. import __version__
@@ -36,11 +37,20 @@ _SANDBOX = {
 class ServerServicer(pb_grpc.ServerServiceServicer):
     """Devices are read by a probe worker at every call: their free memory changes."""
 
-    def __init__(self, shelf: Shelf, spawner: Spawner, config: ServerConfig, cores: int) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        spawner: Spawner,
+        config: ServerConfig,
+        cores: int,
+        drain: Callable[[], Awaitable[int]],
+    ) -> None:
+        """`drain` returns when no new work is taken, with what is still under way."""
         self._shelf = shelf
         self._spawner = spawner
         self._config = config
         self._cores = cores
+        self._drain = drain
         self._probing: asyncio.Task[ProbeResult] | None = None
 
     @answer
@@ -88,4 +98,4 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
 
     @answer
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
-        raise FeatureUnsupported("Drain")
+        return pb.DrainResponse(remaining_count=await self._drain())

@@ -34,6 +34,7 @@ from tests.client.fake_server import FakeServer
         ("tokenize", "demo", "hello"),
         ("health",),
         ("info",),
+        ("drain", "--wait"),
     ],
     ids=" ".join,
 )
@@ -153,6 +154,20 @@ def test_health_of_an_unknown_service_is_an_error(bear: Bear) -> None:
 
 def test_info_shows_the_server(bear: Bear) -> None:
     assert "version           0.1.0\n" in bear("info").stdout
+
+
+@pytest.mark.parametrize(("args", "told"), [((), [2]), (("--wait",), [2, 1, 0])], ids=["at once", "waiting"])
+def test_drain_tells_what_is_left(
+    bear: Bear, server: FakeServer, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], told: list[int]
+) -> None:
+    monkeypatch.setattr("bear_grpc.cli.drain._EVERY_S", 0.0)
+    server.remaining = [2, 2, 1, 1]
+    result = bear("drain", *args)
+    words = {2: "2 requests are", 1: "1 request is", 0: "no requests are"}
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        f"the server takes no new work, {words[count]} left" for count in told
+    ]
 
 
 def test_version_needs_no_server(bear: Bear) -> None:

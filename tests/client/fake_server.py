@@ -79,6 +79,7 @@ class FakeServer(
         self.endless = False
         self.in_use: set[str] = set()
         self.estimate = samples.ESTIMATE
+        self.remaining: list[int] = []  # what the next calls of Drain answer
         self.prunable = [*samples.PRUNABLE]
         self.cancelled = threading.Event()
         self.watched = threading.Event()
@@ -277,5 +278,6 @@ class FakeServer(
     def WatchLoad(self, request: server.WatchLoadRequest, context: grpc.ServicerContext) -> NoReturn:
         self._unimplemented(request, context)
 
-    def Drain(self, request: server.DrainRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def Drain(self, request: server.DrainRequest, context: grpc.ServicerContext) -> server.DrainResponse:
+        self._take(request, context)
+        return server.DrainResponse(remaining_count=self.remaining.pop(0) if self.remaining else 0)

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,9 @@ def test_both_clients_take_the_same_arguments() -> None:
         assert inspect.signature(method).parameters == inspect.signature(other).parameters, name
 
 
-def test_every_method_of_the_service_config_exists() -> None:
-    config = json.loads(str(dict(channel_options("host:1"))["grpc.service_config"]))
+@pytest.mark.parametrize("target", ["host:1", "ipv4:10.0.0.1:1,10.0.0.2:1"])
+def test_every_method_of_the_service_config_exists(target: str) -> None:
+    config = json.loads(str(dict(channel_options(target))["grpc.service_config"]))
     known = {(service.full_name, rpc.name) for service in SERVICES for rpc in service.methods}
     named = {
         (entry["service"], entry["method"]) for method in config["methodConfig"] for entry in method["name"]
@@ -58,6 +60,16 @@ def test_every_method_of_the_service_config_exists() -> None:
     assert named <= known
     assert ("bear_grpc.v1.InferenceService", "Generate") in named
     assert ("bear_grpc.v1.ModelService", "LoadModel") not in named
+
+
+def test_a_target_of_several_servers_goes_round_those_that_serve() -> None:
+    def config(target: str) -> dict[str, Any]:
+        return dict(json.loads(str(dict(channel_options(target))["grpc.service_config"])))
+
+    assert not config("host:1").keys() & {"loadBalancingConfig", "healthCheckConfig"}
+    fleet = config("ipv4:10.0.0.1:1,10.0.0.2:1")
+    assert fleet["loadBalancingConfig"] == [{"round_robin": {}}]
+    assert fleet["healthCheckConfig"]["serviceName"] in [service.full_name for service in SERVICES]
 
 
 def test_options_of_the_caller_win() -> None:

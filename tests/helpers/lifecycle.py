@@ -136,6 +136,9 @@ class FakeExecutor:
         if self.in_flight == 0:
             self._idle.set()
 
+    def cut_waiting(self, error: Exception) -> None:
+        """Nothing waits here."""
+
     async def drain(self, timeout_s: float) -> int:
         if timeout_s > 0:
             waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self.gone)]

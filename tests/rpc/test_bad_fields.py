@@ -383,7 +383,6 @@ async def test_calls_that_are_not_built_yet_are_refused(api: Api) -> None:
     calls: list[Any] = [
         api.server.GetLoad(server_pb.GetLoadRequest()),
         api.server.WatchLoad(server_pb.WatchLoadRequest()).read(),
-        api.server.Drain(server_pb.DrainRequest()),
     ]
     for call in calls:
         await fails(call, Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED")

@@ -19,7 +19,7 @@ from bear_grpc.executor.spawner import Spawner
 from bear_grpc.server import SERVICES, Server
 from bear_grpc.v1 import server_service_pb2 as server_pb
 from tests.helpers.ggufs import write_tiny_llama
-from tests.helpers.rpc import WAIT_S, Api, Code, serving
+from tests.helpers.rpc import WAIT_S, Api, Code, fails, serving
 from tests.rpc.conftest import NewModel
 
 Status = health_pb2.HealthCheckResponse.ServingStatus
@@ -43,9 +43,9 @@ class Watched:
         async with asyncio.timeout(WAIT_S):
             return Status.Name((await self._call.read()).status)
 
-    async def ended(self) -> bool:
-        async with asyncio.timeout(WAIT_S):
-            return await self._call.read() is grpc.aio.EOF
+    async def told_draining(self) -> None:
+        """Its ending is the server's."""
+        await fails(self._call.read(), Code.UNAVAILABLE, "DRAINING")
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -97,7 +97,8 @@ async def test_a_stopping_server_tells_its_watchers_and_ends_them(tmp_path: Path
         assert [await watch.next() for watch in watches] == ["SERVING", "SERVING", "NOT_SERVING", "SERVING"]
         stopping = asyncio.create_task(server.stop(5))
         assert [await watch.next() for watch in watches[:2]] == ["NOT_SERVING", "NOT_SERVING"]
-        assert all([await watch.ended() for watch in watches])
+        for watch in watches:
+            await watch.told_draining()
         async with asyncio.timeout(WAIT_S):
             await stopping
 

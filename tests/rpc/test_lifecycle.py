@@ -276,7 +276,7 @@ async def test_a_worker_that_dies_while_its_streams_finish_is_unloaded_all_the_s
 
 async def test_a_draining_server_refuses_new_work(tmp_path: Path, spawner: Spawner) -> None:
     async with serving(tmp_path, spawner) as (server, api):
-        server.manager.draining = True
+        server.manager.refuse()
         for call in (api.once("bear-demo"), api.load("bear-demo"), api.generate("bear-demo").read()):
             status = await fails(call, Code.UNAVAILABLE, "DRAINING")
             assert status.retry is not None

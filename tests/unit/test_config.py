@@ -102,6 +102,10 @@ def test_config_unknown_setting_like_no_other_is_named(tmp_path):
         ("step_target_ms = -1.0", "step_target_ms"),
         ("step_target_ms = nan", "step_target_ms"),
         ("stop_grace_s = nan", "stop_grace_s"),
+        ("withdrawal_s = -1.0", "withdrawal_s"),
+        ("withdrawal_s = nan", "withdrawal_s"),
+        ("keepalive_time_s = 0.0", "keepalive_time_s"),
+        ("keepalive_timeout_s = inf", "keepalive_timeout_s"),
         ('log_level = "LOUD"', "log_level"),
         ("[models.a.load_options]\nthreads = 0", r"models\.a\.load_options\.threads"),
         ("[models.a.load_options]\nthread = 1", "thread"),
@@ -172,6 +176,19 @@ def test_is_local_holds_for_addresses_of_this_machine_only(address, local):
 )
 def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, served):
     assert ServerConfig(listen=listen, reflection=reflection).with_reflection is served
+
+
+@pytest.mark.parametrize(
+    ("withdrawal_s", "listen", "pause_s"),
+    [
+        (None, ["127.0.0.1:1", "unix:/a"], 0.0),
+        (None, ["127.0.0.1:1", "0.0.0.0:1"], 2.0),
+        (5.0, ["127.0.0.1:1"], 5.0),
+        (0.0, ["0.0.0.0:1"], 0.0),
+    ],
+)
+def test_a_withdrawal_unset_has_a_pause_where_others_connect(withdrawal_s, listen, pause_s):
+    assert ServerConfig(listen=listen, withdrawal_s=withdrawal_s).pause_s == pause_s
 
 
 def test_available_cores_are_at_least_1_and_at_most_all():

@@ -9,6 +9,7 @@ import pytest
 
 from bear_grpc.errors import (
     BearError,
+    Draining,
     EngineStartFailed,
     InvalidField,
     LoadConflict,
@@ -253,6 +254,6 @@ async def test_close_ends_loads_models_and_timers(world):
     loading = asyncio.ensure_future(outcome(world.manager.load("b")))
     await world.started("b")
     await world.manager.close()
-    assert isinstance(await loading, ModelUnloaded)
+    assert isinstance(await loading, Draining)
     assert [entry.state for entry in entries] == [AVAILABLE, AVAILABLE]
     world.clock.advance(1000.0)
