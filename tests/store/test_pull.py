@@ -209,7 +209,8 @@ def test_bytes_that_changed_on_the_disk_are_fetched_again_and_no_others(puller, 
         part.write(b"\0" * 100)
     stand_in.requests.clear()
     assert puller.data() == DATA
-    assert bytes_asked(stand_in) == len(DATA) - kept + SEGMENT
+    # Other threads may have kept more than was told at the moment of the cancel, and never less.
+    assert SEGMENT < bytes_asked(stand_in) <= len(DATA) - kept + SEGMENT
 
 
 def test_hub_that_sends_other_bytes_than_it_announces_is_refused(puller, stand_in):
