@@ -35,15 +35,17 @@ def write_tiny_llama(
     architecture: str = "llama",
     dtype: Literal["F32", "Q8_0"] = "F32",
     name: str = "tiny",
+    split_tensors: int = 0,
 ) -> Path:
     """Writes a llama model with random weights, below 1 MB, which loads and generates nonsense.
 
     The tokenizer is SPM with byte fallback. `vocab` gives its pieces besides bytes: none, those of `WORDS`,
     or those of other words. Equal arguments give equal bytes. Q8_0 needs `n_embd` and `n_ff` divisible by 32.
+    With `split_tensors` there are parts of so many tensors, named after `path`, and no file `path`.
     """
     words = {"bytes": (), "words": WORDS}[vocab] if isinstance(vocab, str) else tuple(vocab)
     pieces = _pieces(words)
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=split_tensors)
     writer.add_type("model")
     writer.add_name(name)
     writer.add_license("apache-2.0")
