@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bear_grpc.cli import output
+from bear_grpc.types import SandboxMode
 
 
 class Sharing(StrEnum):
@@ -44,6 +45,12 @@ def serve(
         float | None,
         typer.Option(metavar="MS", help="Longest step while text streams. Default: from measured times."),
     ] = None,
+    sandbox: Annotated[
+        SandboxMode | None,
+        typer.Option(
+            help="Of workers: as far as the kernel has it, no worker without all of it, none. Default: auto."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as TOML.")] = None,
 ) -> None:
     """Run the server until it is told to stop."""
@@ -60,6 +67,7 @@ def serve(
         "allow_path": allow_path or None,
         "prefix_sharing": prefix_sharing.value if prefix_sharing else None,
         "step_target_ms": step_target_ms,
+        "sandbox": sandbox,
     }
     try:
         settings = load_config(config, flags)

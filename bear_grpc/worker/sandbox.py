@@ -1,4 +1,4 @@
-"""Locks this process in: no new privileges, then Landlock, then seccomp.
+"""Locks this process in: no privileges, then Landlock, then seccomp.
 
 Call `confine` while there is one thread: it and those that it starts are bound,
 others would stay free.
@@ -6,14 +6,11 @@ others would stay free.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
 from ..protocol import Confined, Load, Probe
 from ..types import SandboxMode, SandboxState
-
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 def confine(frame: Load | Probe, mode: SandboxMode) -> Confined:
@@ -26,20 +23,23 @@ def confine(frame: Load | Probe, mode: SandboxMode) -> Confined:
         return Confined(SandboxState.OFF, problem="the setting `sandbox` is off")
     if sys.platform != "linux":
         return Confined(SandboxState.OFF, problem=f"there is none for {sys.platform}")
-    from . import grants, landlock, seccomp
+    from . import grants, landlock, privileges, seccomp
 
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"{threads} threads run before the sandbox")
     profile = grants.profile(frame)
-    if ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        return Confined(SandboxState.OFF, profile, problem="no_new_privs cannot be set")
-    abi, problems = 0, []
+    problems: list[str] = []
+    try:
+        privileges.drop()
+    except landlock.Unavailable as exc:
+        # Without no_new_privs the kernel takes none of the rest.
+        return Confined(SandboxState.OFF, profile, problem=str(exc))
+    abi, filtered = 0, False
     try:
         abi = landlock.confine(grants.readable(frame), grants.usable(frame))
     except landlock.Unavailable as exc:
         problems.append(str(exc))
-    filtered = False
     try:
         seccomp.confine()
         filtered = True

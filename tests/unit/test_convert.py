@@ -26,6 +26,8 @@ from bear_grpc.types import (
     LoadStage,
     ModelState,
     PullStage,
+    SandboxMode,
+    SandboxState,
     StateReason,
     StepCost,
 )
@@ -104,8 +106,8 @@ ENUMS = {
     SamplerKind: (inference_pb.SamplerKind, "SAMPLER_KIND"),
     OverflowPolicy: (inference_pb.OverflowPolicy, "OVERFLOW_POLICY"),
 }
-# Not an enum of the contract but the names of a oneof.
-NAMES_OF_FIELDS = {ConstraintKind}
+# Not an enum of the contract: the names of a oneof, a setting, and what one servicer translates.
+NAMES_OF_FIELDS = {ConstraintKind, SandboxMode, SandboxState}
 MEMBERS = [pytest.param(kind, member, id=str(member)) for kind in ENUMS for member in kind]
 
 
