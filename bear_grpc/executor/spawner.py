@@ -18,6 +18,8 @@ import sys
 import threading
 from pathlib import Path
 
+from .. import suspects
+
 _ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
     "PYTHONFAULTHANDLER": "1",
@@ -27,8 +29,11 @@ _ENVIRONMENT = {
 class WorkerProcess:
     """A started worker: its process, and the server's end of the socket pair."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, page: suspects.SuspectsPage
+    ) -> None:
         self._process = process
+        self._page = page
         self.sock = sock
         assert process.stderr is not None
         self.stderr = process.stderr
@@ -38,6 +43,15 @@ class WorkerProcess:
         """Ends it at once, with everything it may have started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def dump(self) -> None:
+        """Asks for the Python stacks of all its threads, on its stderr."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def suspects(self) -> suspects.Suspects:
+        """What it was working on, once it has ended."""
+        return self._page.read()
 
     def wait(self, timeout_s: float) -> str:
         """Blocks until it has ended, kills it after `timeout_s`; tells how it ended."""
@@ -74,8 +88,10 @@ class WorkerProcess:
 class Spawner(threading.Thread):
     """Starts workers, one after the other. Make it before anything lowers its priority."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "bear_grpc.worker") -> None:
+        """`module` is what a worker's interpreter runs."""
         super().__init__(name="spawner", daemon=True)
+        self._module = module
         self._orders: queue.SimpleQueue[concurrent.futures.Future[WorkerProcess] | None] = queue.SimpleQueue()
         self.start()
 
@@ -94,27 +110,35 @@ class Spawner(threading.Thread):
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(_start())
+                future.set_result(_start(self._module))
             except OSError as exc:
                 future.set_exception(exc)
 
 
-def _start() -> WorkerProcess:
-    ours, theirs = socket.socketpair()
+def _start(module: str) -> WorkerProcess:
+    page_fd = suspects.create()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError:
+        os.close(page_fd)
+        raise
     with theirs:
         try:
             # A group of its own, so that a terminal's Ctrl-C reaches the server only. Not a
             # session of its own: the kernel's autogroups would undo the priorities.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bear_grpc.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(page_fd)],
+                pass_fds=[theirs.fileno(), page_fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
                 env={**os.environ, **_ENVIRONMENT},
             )
+            page = suspects.SuspectsPage(page_fd)
         except OSError:
             ours.close()
             raise
-    return WorkerProcess(process, ours)
+        finally:
+            os.close(page_fd)
+    return WorkerProcess(process, ours, page)

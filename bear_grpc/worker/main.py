@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
 import socket
 import sys
+
+from ..suspects import SuspectsPage
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +27,16 @@ def _end_with_parent() -> None:
         os._exit(0)
 
 
-def main(fd: int) -> None:
-    """Serves the socket `fd` until the server closes it or says Stop; never returns."""
+def main(fd: int, page_fd: int) -> None:
+    """Serves the socket `fd` until the server closes it or says Stop; never returns.
+
+    `page_fd` is the memory in which the server finds what this process was working on.
+    """
     _end_with_parent()
+    # The server asks for it before it ends a worker that is stuck.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    page = SuspectsPage(page_fd)
+    os.close(page_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # The sandbox belongs here: what follows imports numpy, which starts threads.
@@ -36,7 +46,7 @@ def main(fd: int) -> None:
     sys.setswitchinterval(0.0002)
     code = 0
     try:
-        Worker(socket.socket(fileno=fd)).run()
+        Worker(socket.socket(fileno=fd), page=page).run()
     except BaseException:
         log.exception("the I/O thread failed")
         code = 1
