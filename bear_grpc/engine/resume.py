@@ -27,8 +27,8 @@ def take_up(
 
     Raises BackendError for what this model cannot have said.
     """
-    ids = np.frombuffer(resume.tokens, "<i4").tolist()
-    if len(resume.tokens) % 4 or not all(0 <= id < vocabulary.size for id in ids):
+    ids = np.frombuffer(resume.tokens[: len(resume.tokens) // 4 * 4], "<i4").tolist()
+    if len(ids) * 4 != len(resume.tokens) or not all(0 <= id < vocabulary.size for id in ids):
         raise BackendError("the tokens to go on from are none of this model")
     _echo(sequence, resume, vocabulary)
     # If the last of them has ended it and only the ending was lost, it is drawn again.
