@@ -16,7 +16,9 @@ NATIVE_FAULTS = frozenset(
 )
 # A worker whose text thread does not stop ends itself with this code (worker/exits.py).
 TEXT_STUCK = "exit code 75"
-REPORTED_LINES = 5
+# Of native faults Python writes the stacks, the one that has failed first.
+STACKS_BEGIN = "Fatal Python error"
+REPORTED_LINES = 8
 MAX_LINE = 300
 
 
@@ -58,7 +60,12 @@ class CrashReport(msgspec.Struct, frozen=True):
             parts.append(f"sequences in its step: {', '.join(map(str, self.suspects.sequences))}")
         if self.suspects.text_job:
             parts.append(f"text job: {self.suspects.text_job}")
-        last = [line[:MAX_LINE] for line in self.lines if not line.startswith(NATIVE_MARK)][-REPORTED_LINES:]
-        if last:
-            parts.append("its last lines:\n" + "\n".join(f"  {line}" for line in last))
+        if told := self._told():
+            parts.append("it wrote:\n" + "\n".join(f"  {line[:MAX_LINE]}" for line in told))
         return "\n".join(parts)
+
+    def _told(self) -> list[str]:
+        """The last lines, or those that begin with the failing stack."""
+        lines = [line for line in self.lines if not line.startswith(NATIVE_MARK)]
+        begin = next((place for place, line in enumerate(lines) if line.startswith(STACKS_BEGIN)), None)
+        return lines[-REPORTED_LINES:] if begin is None else lines[begin : begin + REPORTED_LINES]

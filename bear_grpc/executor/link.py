@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 # A worker that has closed its socket, or was told to stop, has this long to be gone.
 EXIT_GRACE_S = 5.0
-STDERR_LINES = 40
+STDERR_LINES = 100
 # A worker that is stuck has this long to write its stacks; one that is stopped cannot.
 DUMP_S = 0.5
 # What a worker has written before its end is read for so long at most.

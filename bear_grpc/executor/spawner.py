@@ -50,8 +50,10 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGUSR1)
 
     def suspects(self) -> suspects.Suspects:
-        """What it was working on, once it has ended."""
-        return self._page.read()
+        """What it was working on, once it has ended; to be asked once."""
+        found = self._page.read()
+        self._page.close()
+        return found
 
     def wait(self, timeout_s: float) -> str:
         """Blocks until it has ended, kills it after `timeout_s`; tells how it ended."""
@@ -71,6 +73,7 @@ class WorkerProcess:
         self.kill()
         self.sock.close()
         self.stderr.close()
+        self._page.close()
         self._process.wait()
 
     def memory_bytes(self) -> int:

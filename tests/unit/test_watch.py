@@ -91,3 +91,11 @@ def test_a_report_tells_native_words_suspects_and_the_last_lines():
     assert "first" not in told
     assert len(told) < (REPORTED_LINES + 1) * (MAX_LINE + 10)
     assert CrashReport("SIGKILL", stuck="why").describe() == "the worker ended: stuck: why"
+
+
+def test_a_report_shows_the_stack_that_has_failed():
+    stacks = ("before", "Fatal Python error: Aborted", "Thread 1:", *(f"  File {n}" for n in range(30)))
+    told = CrashReport("SIGABRT", lines=stacks).describe()
+    assert "before" not in told
+    assert "Fatal Python error: Aborted\n  Thread 1:\n    File 0" in told
+    assert "File 29" not in told
