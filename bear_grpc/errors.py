@@ -18,6 +18,7 @@
     │   ├── RequestIdInUse
     │   ├── LoadConflict
     │   ├── PullCancelled
+    │   ├── RequestQuarantined         has ended several workers
     │   └── ConstraintDeadEnd          no token goes on from the text so far
     ├── Refused                        not allowed here
     │   ├── PathNotAllowed
@@ -270,6 +271,18 @@ class PullCancelled(Conflict):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the download of {name!r} was cancelled", metadata={"model": name})
+
+
+class RequestQuarantined(Conflict):
+    """The request has ended several workers, the last one while nothing else ran."""
+
+    reason = "REQUEST_QUARANTINED"
+
+    def __init__(self, exit_text: str) -> None:
+        super().__init__(
+            f"the request has ended its worker again and again, at last alone ({exit_text})",
+            metadata={"exit": exit_text},
+        )
 
 
 class ConstraintDeadEnd(Conflict):

@@ -57,10 +57,26 @@ class Load(Frame, frozen=True):
     chat_template: str | None = None
 
 
+class Resume(msgspec.Struct, frozen=True):
+    """Where an answer stands that another worker has begun.
+
+    `tokens` are the ids drawn so far, little-endian int32, `text_length` the characters shown of them,
+    `echoed` the prompt tokens that were echoed, `state` that of the sampler. Times are CLOCK_MONOTONIC.
+    """
+
+    tokens: bytes
+    text_length: int
+    echoed: int = 0
+    state: float | None = None
+    admitted_s: float = 0.0
+    first_token_s: float = 0.0
+
+
 class Submit(Frame, frozen=True):
     """A generation of `n` sequences, with ids from `id` on that are unique in the worker's life.
 
     `received_s` is CLOCK_MONOTONIC. Prefixes are shared between submits of equal `scope`.
+    With `resume` it is the one answer `index` of a request, which goes on from there.
     """
 
     id: int
@@ -74,6 +90,8 @@ class Submit(Frame, frozen=True):
     overflow: OverflowPolicy = OverflowPolicy.ERROR
     scope: str = ""
     credit: int = INITIAL_CREDIT_TOKENS
+    index: int = 0
+    resume: Resume | None = None
 
 
 class Cancel(Frame, frozen=True):
@@ -192,13 +210,20 @@ class Token(msgspec.Struct, frozen=True):
     top: list[TopToken] = []
 
 
-class Delta(msgspec.Struct, frozen=True, tag=True):
-    """Text of a sequence; `count` tokens of its credit are used."""
+class Delta(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Text of a sequence; `count` tokens of its credit are used.
+
+    `ids` are the tokens drawn, `state` the sampler's after them: what `Resume` is made of, as is
+    `echoed`, in a delta of the prompt, how many of its tokens have been told.
+    """
 
     id: int
     text: str
     count: int
     tokens: list[Token] = []
+    ids: list[int] = []
+    state: float | None = None
+    echoed: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
@@ -250,10 +275,14 @@ class Costs(Frame, frozen=True):
 
 
 class Heartbeat(Frame, frozen=True):
-    """The worker lives. `step_age_s` is how long the present step has run, 0 when idle."""
+    """The worker lives. `step_age_s` is how long the present step has run, 0 when idle.
+
+    `predicted_s` is how long it was expected to take, 0 where nothing is known.
+    """
 
     step: int
     step_age_s: float
+    predicted_s: float = 0.0
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):

@@ -106,6 +106,8 @@ class Server:
             stall_timeout_s=config.stall_timeout_s,
             step_target_s=config.step_target_ms / 1000,
             share_prefixes=config.prefix_sharing != "off",
+            heartbeat_timeout_s=config.heartbeat_timeout_s,
+            max_restarts=config.max_restarts_per_request,
         )
         self.manager = ModelManager(
             self.shelf,

@@ -31,6 +31,8 @@ class StateReason(enum.Enum):
 
     LOAD_FAILED = "load_failed"
     WORKER_CRASHED = "worker_crashed"
+    RESTARTING = "restarting"
+    CRASH_LOOP = "crash_loop"
     COOLDOWN = "cooldown"
     PULL_FAILED = "pull_failed"
 

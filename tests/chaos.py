@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.slow import test_cancels, test_crowd, test_fuzz, test_mutants, test_pull_kill
+from tests.slow import test_cancels, test_crowd, test_fuzz, test_mutants, test_pull_kill, test_worker_kill
 from tools.progress import status
 
 SEED = 7
@@ -67,9 +67,21 @@ def cancels(folder: Path, count: int, seed: int) -> str:
     )
 
 
+def workers(folder: Path, count: int, seed: int) -> str:
+    outcome = test_worker_kill.chaos(folder, count, seed)
+    times = sorted(outcome.recovery_s)
+    return (
+        f"{outcome.deaths} killed at random moments under {outcome.streams} streams, "
+        f"{outcome.cut} of them not done; "
+        f"each ended with its whole text, {outcome.excused} by the tie rule; an answer again after "
+        f"{times[len(times) // 2]:.2f} s (median), {times[-1]:.2f} s (longest)"
+    )
+
+
 ROUNDS = {
     "streams": Round(1_000, "streams at once", streams),
     "downloads": Round(200, "downloads killed", downloads),
+    "workers": Round(200, "workers killed", workers),
     "cancels": Round(5_000, "clients that leave", cancels),
     "requests": Round(10_000, "requests of any kind", requests),
     "models": Round(300, "spoiled models", models),

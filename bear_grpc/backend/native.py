@@ -59,9 +59,28 @@ class NativeLog:
 native_log = NativeLog()
 
 
+def _tell_abort(message: bytes | None) -> None:
+    """The last word of a process: the server looks for this line."""
+    os.write(2, b"\nnative abort: " + (message or b"").strip().replace(b"\n", b" ") + b"\n")
+
+
+# The callback object must live as long as the process.
+_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_tell_abort)
+
+
+def _bind_abort() -> None:
+    try:
+        bind = lib._lib["ggml_set_abort_callback"]
+    except AttributeError:
+        return  # a library without it prints the message itself, without the mark
+    bind.restype, bind.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    bind(ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
 def start() -> None:
     """Once per process, before anything else here."""
     native_log.install()
+    _bind_abort()
     lib.llama_backend_init()
 
 

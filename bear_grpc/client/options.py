@@ -98,6 +98,7 @@ class GenerateOptions(TypedDict, total=False):
     keep_alive: Seconds | None
     client_tag: str | None
     request_id: str | None
+    fail_on_restart: bool | None
 
 
 class LoadOptions(TypedDict, total=False):

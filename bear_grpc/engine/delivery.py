@@ -110,7 +110,8 @@ class Delivery:
         is_last = sequence.echo.told + len(ids) >= sequence.num_prompt
         text = sequence.echo.push([self._vocabulary.piece(token) for token in ids], is_last=is_last)
         if text or sequence.output.wants_tokens:
-            self._tell(Delta(sequence.id, text, 0, told if sequence.output.wants_tokens else []))
+            tokens = told if sequence.output.wants_tokens else []
+            self._tell(Delta(sequence.id, text, 0, tokens, echoed=sequence.echo.told))
 
     def _banned(self, sequence: Sequence) -> Ids | None:
         """What may not be drawn now: ends, while there are too few tokens."""
@@ -126,7 +127,8 @@ class Delivery:
         if token in sequence.stop.token_ids:
             return Ending(FinishReason.STOP, StopCause(token_id=token), told or Token(token, b""))
         text, matched = sequence.text.push(self._vocabulary.piece(token))
-        self._tell(Delta(sequence.id, text, 1, [] if told is None else [told]))
+        state = None if sequence.sampler is None else sequence.sampler.state
+        self._tell(Delta(sequence.id, text, 1, [] if told is None else [told], [token], state))
         if matched is not None:
             return Ending(FinishReason.STOP, StopCause(sequence=matched))
         if sequence.sampler is not None and sequence.sampler.finished:

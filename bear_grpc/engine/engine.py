@@ -50,8 +50,12 @@ class Engine:
         emit: Callable[[Step], None],
         settings: EngineSettings | None = None,
         costs: CostModel | None = None,
+        mark: Callable[[Items[int]], None] = lambda ids: None,
     ) -> None:
-        """`clock` is CLOCK_MONOTONIC seconds; `emit` takes each step's events, must not block."""
+        """`clock` is CLOCK_MONOTONIC seconds; `emit` takes each step's events, must not block.
+
+        `mark` gets the ids of the sequences that native code is about to work for, none after it.
+        """
         options = backend.options
         assert options.max_sequences and options.batch_tokens  # a backend reports effective options
         self._backend = backend
@@ -76,11 +80,13 @@ class Engine:
         self._live: dict[int, Sequence] = {}
         self._outbox = Outbox(emit, self.stats, clock)
         self._delivery = Delivery(backend, clock, self._outbox.tell)
+        self._mark = mark
         self._failures = 0
         # Guards what `interrupt` reads; never held across a native call.
         self._step_lock = threading.Lock()
         self._in_step: frozenset[int] = frozenset()
         self._step_began_s: float | None = None
+        self._step_predicted_s = 0.0
         self._count = Counters()
 
     @property
@@ -92,6 +98,11 @@ class Engine:
         """Any thread: how long the running forward pass has taken, 0 between steps."""
         began = self._step_began_s
         return 0.0 if began is None else self._clock() - began
+
+    @property
+    def step_predicted_s(self) -> float:
+        """Any thread: how long the last forward pass begun was expected to take."""
+        return self._step_predicted_s
 
     def costs(self) -> list[StepCost]:
         """Step times as they are known now, with all threads."""
@@ -106,6 +117,8 @@ class Engine:
         """Takes a sequence; it ends with exactly one Finished or Ended."""
         self._live[sequence.id] = sequence
         self._count.submitted += 1
+        if sequence.credit <= 0:  # its reader has not taken yet what another worker has sent
+            sequence.stalled_since_s = self._clock()
         self._scheduler.submit(sequence)
 
     def cancel(self, id: int) -> None:
@@ -150,6 +163,7 @@ class Engine:
         began = self._clock()
         self._end_stalled(began)
         plan = self._scheduler.plan()
+        self._mark([item.sequence.id for item in plan.items])
         for sequence in plan.started:
             self._start(sequence, began)
         if plan.started:
@@ -162,6 +176,7 @@ class Engine:
             self._run(plan)
             inside_s = self._count.forward_s + self._count.sampling_s - native_s
             self._count.overhead_s += self._clock() - began - inside_s
+            self._mark(())
         self.flush()
         return worked
 
@@ -177,11 +192,12 @@ class Engine:
         return max(0.0, min(since) + self._settings.stall_timeout_s - self._clock())
 
     def _start(self, sequence: Sequence, now: float) -> None:
-        sequence.admitted_s = now
+        sequence.admitted_s = sequence.admitted_s or now
         params = sequence.sampling
         filters = None if sampling.is_plain_greedy(params) else self._backend.make_sampler(params)
         sequence.sampler = sampling.TokenSampler(params, filters, sequence.matcher)
         sequence.sampler.accept_prompt(sequence.tokens)
+        sequence.sampler.state = sequence.state
         self._count.cached_tokens += sequence.num_cached
         started = Started(
             sequence.id, sequence.num_prompt, sequence.num_cached, sequence.max_tokens, sequence.truncated
@@ -234,6 +250,7 @@ class Engine:
             every = sequence.output.wants_prompt_logprobs and item.start < sequence.num_prompt
             rows.append(self._batch.extend(sequence.sequence_id, item.start, item.tokens, draws, every=every))
         self._count.steps += 1
+        self._step_predicted_s = self._costs.predict(self._batch.size)
         self._step_began_s = began = self._clock()
         with self._step_lock:
             self._in_step = frozenset(item.sequence.id for item in items)

@@ -77,6 +77,7 @@ class Sequence:
     last_token_s: float = 0.0
     sampling_s: float = 0.0
     stalled_since_s: float | None = None
+    state: float | None = None  # of the sampler, where another worker has begun
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)

@@ -19,13 +19,19 @@ class TextMachine:
         self._stops = stops
         self._held = ""
         self._strip_space = strip_space
+        self._skip = 0
+
+    def skip(self, length: int) -> None:
+        """The next `length` characters have been shown before, and are not shown again."""
+        self._skip = length
 
     def push(self, piece: bytes) -> tuple[str, str | None]:
         """Text that may be shown now, and the stop sequence that has matched, if any.
 
         A match ends the text before it; nothing is pushed afterwards.
         """
-        return self._take(self._decoder.decode(piece))
+        text, stop = self._take(self._decoder.decode(piece))
+        return self._unshown(text), stop
 
     def flush(self) -> tuple[str, str | None]:
         """The rest, at the end of a generation: half characters become U+FFFD."""
@@ -33,7 +39,14 @@ class TextMachine:
         if stop is None:
             text += self._held
             self._held = ""
-        return text, stop
+        return self._unshown(text), stop
+
+    def _unshown(self, text: str) -> str:
+        if self._skip and text:
+            cut = min(self._skip, len(text))
+            self._skip -= cut
+            return text[cut:]
+        return text
 
     def _take(self, text: str) -> tuple[str, str | None]:
         if self._strip_space and text:

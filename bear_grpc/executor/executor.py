@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,19 +13,22 @@ import msgspec
 from ..errors import (
     BackendError,
     BearError,
-    EngineStartFailed,
+    InvalidField,
     ModelUnloaded,
     QueueFull,
+    RequestQuarantined,
     WorkerCrashed,
     from_record,
 )
 from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from ..protocol import (
+    Cancel,
     Costs,
     Delta,
     Ended,
-    Failed,
     Finished,
+    Frame,
+    FrameError,
     Load,
     Prefilled,
     Progress,
@@ -39,10 +42,13 @@ from ..protocol import (
     ToServer,
 )
 from ..types import CostTable, EngineStats, LoadOptions
+from .crash import CrashReport
 from .generation import Generation
-from .link import WorkerLink
+from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
+from .supervisor import Supervisor
+from .texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +56,24 @@ DEFAULT_OUTPUT = OutputParams()
 
 
 class ExecutorLimits(msgspec.Struct, frozen=True):
-    """What one model's executor may do. `step_target_s` 0: chosen by the worker."""
+    """What one model's executor may do. `step_target_s` 0: chosen by the worker.
+
+    `max_restarts` is how often a request goes on in another worker.
+    """
 
     max_waiting: int = 512
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True
+    heartbeat_timeout_s: float = 10.0
+    max_restarts: int = 3
 
 
 class ModelExecutor:
-    """One worker process: load it, generate, ask for tokens, end it. Event loop only.
+    """One model's worker process: load it, generate, ask for tokens, end it. Event loop only.
 
-    Every call that waits ends: with its answer, with the worker's error, with
-    WorkerCrashed when the process dies, or with ModelUnloaded.
+    When the process dies and is started again, requests go on. Every call that waits ends: with its
+    answer, with the worker's error, with WorkerCrashed or RequestQuarantined, or with ModelUnloaded.
     """
 
     def __init__(
@@ -74,14 +85,13 @@ class ModelExecutor:
         limits: ExecutorLimits,
         on_progress: Callable[[Progress], None],
         on_costs: Callable[[list[CostTable]], None],
-        on_crash: Callable[[str], None],
+        on_crash: Callable[[str], bool],
     ) -> None:
-        """`on_costs` gets what has been measured; `on_crash` is called once if the process
-        ends unasked after it was ready."""
+        """`on_costs` gets what has been measured. `on_crash` is called with a report when the process ends
+        unasked after it was ready, and tells whether `restart` will be called."""
         self.name = name
         self.stats = EngineStats()
-        self._spawner = spawner
-        self._share = share
+        self.deaths = 0  # unasked, since a request has finished last
         self._limits = limits
         self._on_progress = on_progress
         self._on_costs = on_costs
@@ -89,23 +99,31 @@ class ModelExecutor:
         self._next_id = 1
         # By the ids of their sequences, as long as these run or wait.
         self._generations: dict[int, Generation] = {}
-        self._texts: dict[int, asyncio.Future[TextResult]] = {}
+        self._texts = Texts(name)
+        self._recovery = Recovery(name, limits.max_restarts)
+        self._load: Load | None = None
+        self._supervisor = Supervisor(
+            name,
+            spawner=spawner,
+            share=share,
+            heartbeat_timeout_s=limits.heartbeat_timeout_s,
+            on_frame=self._take,
+            on_end=self._end,
+        )
         self._idle = asyncio.Event()
         self._idle.set()
-        self._link: WorkerLink | None = None
-        self._ready: asyncio.Future[Ready] | None = None
         self._refusing = False  # takes nothing new
         self._stopping = False  # its end is asked for: whatever ends it is no crash
 
     @property
     def pid(self) -> int:
-        """The worker's process id, 0 before it is started."""
-        return self._link.process.pid if self._link is not None else 0
+        """The worker's process id, 0 while there is none."""
+        return self._supervisor.pid
 
     @property
     def memory_bytes(self) -> int:
         """What the worker's process holds; 0 where the system does not tell."""
-        return self._link.process.memory_bytes() if self._link is not None else 0
+        return self._supervisor.memory_bytes
 
     @property
     def in_flight(self) -> int:
@@ -132,30 +150,33 @@ class ModelExecutor:
         Raises what the worker says (ModelFileInvalid, InvalidField, …) or
         EngineStartFailed when it dies before it is ready.
         """
-        self._ready = asyncio.get_running_loop().create_future()
+        limits = self._limits
+        self._load = Load(
+            self.name,
+            str(path),
+            options,
+            cores,
+            stall_timeout_s=limits.stall_timeout_s,
+            step_target_s=limits.step_target_s,
+            share_prefixes=limits.share_prefixes,
+            cost_tables=list(costs),
+            chat_template=chat_template,
+        )
         try:
-            self._link = await WorkerLink.start(self.name, self._spawner, self._take, self._end)
-            limits = self._limits
-            frame = Load(
-                self.name,
-                str(path),
-                options,
-                cores,
-                stall_timeout_s=limits.stall_timeout_s,
-                step_target_s=limits.step_target_s,
-                share_prefixes=limits.share_prefixes,
-                cost_tables=list(costs),
-                chat_template=chat_template,
-            )
-            self._link.send(frame)
-            ready = await self._ready
-        except OSError as exc:
-            raise EngineStartFailed(f"the worker process could not be started ({exc.strerror})") from exc
+            return await self.restart()
         except BaseException:
-            self._ready.cancel()
-            await self.kill()
+            self._stopping = True
             raise
-        self._share.join(self, self._link.send)
+
+    async def restart(self) -> Ready:
+        """Loads the model as before, in a new worker, which goes on with what the last one had.
+
+        On any error the new worker is gone, and the requests still wait. Raises as `load`.
+        """
+        assert self._load is not None
+        ready = await self._supervisor.start(self._load)
+        self._send_all([*self._texts.jobs(), *self._recovery.open()])
+        self._supervisor.set_busy(bool(self._generations))
         return ready
 
     def generate(
@@ -170,18 +191,21 @@ class ModelExecutor:
         overflow: OverflowPolicy = OverflowPolicy.ERROR,
         scope: str = "",
         received_s: float | None = None,
+        fail_on_restart: bool = False,
     ) -> Generation:
         """Hands a request for `n` answers to the worker; the caller must `close` what it gets.
 
+        With `fail_on_restart` it ends with WorkerCrashed when the worker dies, else it goes on in the next.
+
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
         """
-        link = self._live_link()
+        self._check_open()
         waiting = len(self._generations) - self.stats.running
         # An empty queue takes any request, however many answers it asks for.
         if waiting > 0 and waiting + n > self._limits.max_waiting:
             raise QueueFull(self.name, self._limits.max_waiting)
         received = time.monotonic() if received_s is None else received_s
-        generation = Generation(self._take_ids(n), received, link.send)
+        generation = Generation(self._take_ids(n), received, self._send)
         submit = Submit(
             generation.ids.start,
             source,
@@ -194,11 +218,11 @@ class ModelExecutor:
             overflow=overflow,
             scope=scope,
         )
-        link.send(submit)
         self._generations.update(dict.fromkeys(generation.ids, generation))
+        self._send_all(self._recovery.add(generation, submit, fail_on_restart=fail_on_restart))
         if self._idle.is_set():
             self._idle.clear()
-            self._share.set_busy(self, True)
+            self._supervisor.set_busy(True)
         return generation
 
     async def text(
@@ -210,17 +234,17 @@ class ModelExecutor:
         include_special: bool = False,
     ) -> TextResult:
         """The text thread's answer: tokens of `source`, or text of `token_ids`."""
-        link = self._live_link()
+        self._check_open()
         if len(self._texts) >= self._limits.max_waiting:
             raise QueueFull(self.name, self._limits.max_waiting)
         (id,) = self._take_ids(1)
-        future: asyncio.Future[TextResult] = asyncio.get_running_loop().create_future()
-        self._texts[id] = future
+        job = TextJob(id, source, token_ids, include_pieces, include_special)
+        future = self._texts.add(job)
         try:
-            link.send(TextJob(id, source, token_ids, include_pieces, include_special))
+            self._send(job)
             result = await future
         finally:
-            del self._texts[id]
+            self._texts.remove(job)
         if result.error is not None:
             raise from_record(result.error)
         return result
@@ -228,7 +252,7 @@ class ModelExecutor:
     def cut_waiting(self, error: BearError) -> None:
         """Ends what has not begun with this error; nothing of it has reached a caller."""
         for generation in set(self._generations.values()):
-            if not generation.has_begun:
+            if not generation.has_started:
                 generation.abandon(error)
 
     async def drain(self, timeout_s: float) -> int:
@@ -237,35 +261,51 @@ class ModelExecutor:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-                if self._texts:
-                    await asyncio.wait(self._texts.values())
+                await self._texts.settle()
         except TimeoutError:
             return self.requests_in_flight
         return 0
 
     async def stop(self) -> None:
-        """Ends the worker; what still runs ends with ModelUnloaded."""
+        """Ends the worker; what still runs or waits ends with ModelUnloaded."""
         self._stopping = True
-        if self._link is not None:
-            await self._link.stop()
+        await self._supervisor.stop()
+        self.give_up(ModelUnloaded(self.name))
 
-    async def kill(self) -> None:
-        """Ends the worker at once."""
+    def give_up(self, error: BearError) -> None:
+        """There will be no other worker: what runs or waits ends with `error`."""
         self._stopping = True
-        if self._link is not None:
-            self._link.process.kill()
-            await self._link.gone.wait()
+        for generation in list(dict.fromkeys(self._generations.values())):
+            self._end_generation(generation, error)
+        self._texts.fail(error)
 
     def _take_ids(self, count: int) -> range:
-        """Ids that follow each other and were never used for this worker."""
+        """Ids that follow each other and were never used for this model's workers."""
         ids = range(self._next_id, self._next_id + count)
         self._next_id = ids.stop
         return ids
 
-    def _live_link(self) -> WorkerLink:
-        if self._refusing or self._stopping or self._link is None:
+    def _check_open(self) -> None:
+        if self._refusing or self._stopping or self._load is None:
             raise ModelUnloaded(self.name)
-        return self._link
+
+    def _send(self, frame: Frame) -> None:
+        """To the worker; what is lost while there is none is told to the next one by `Submit`."""
+        if isinstance(frame, Cancel):
+            generation = self._generations.get(frame.id)
+            if generation is None or not self._recovery.is_sent(generation):
+                self._forget(frame.id)  # no worker knows it: nothing follows
+                return
+        self._supervisor.send(frame)
+
+    def _send_all(self, frames: Iterable[Submit | TextJob]) -> None:
+        for frame in frames:
+            try:
+                self._send(frame)
+            except FrameError:
+                generation = self._generations.get(frame.id)
+                if generation is not None:
+                    self._end_generation(generation, InvalidField("input", "is too long"))
 
     def _take(self, frame: ToServer) -> None:
         match frame:
@@ -275,17 +315,11 @@ class ModelExecutor:
                 for event in frame.events:
                     self._take_event(event)
             case TextResult():
-                future = self._texts.get(frame.id)
-                if future is not None and not future.done():
-                    future.set_result(frame)
+                self._texts.take(frame)
             case Progress():
                 self._on_progress(frame)
             case Costs():
                 self._on_costs(frame.tables)
-            case Ready() if self._ready is not None and not self._ready.done():
-                self._ready.set_result(frame)
-            case Failed() if self._ready is not None and not self._ready.done():
-                self._ready.set_exception(from_record(frame.error))
 
     def _take_event(self, event: SequenceEvent) -> None:
         generation = self._generations.get(event.id)
@@ -295,6 +329,7 @@ class ModelExecutor:
             case Started() | Prefilled() | Delta():
                 generation.push(event)
             case Finished():
+                self.deaths = 0
                 generation.push(event)
                 self._forget(event.id)
             case Ended():
@@ -307,28 +342,39 @@ class ModelExecutor:
             return from_record(event.error)
         return ModelUnloaded(self.name) if self._stopping else BackendError("the worker gave it up")
 
+    def _end_generation(self, generation: Generation, error: BearError) -> None:
+        """Without a word of the worker's."""
+        generation.fail(error, generation.ids.start)
+        for id in generation.ids:
+            self._forget(id)
+
     def _forget(self, id: int) -> None:
-        del self._generations[id]
+        """An answer has ended; others may have waited for it."""
+        generation = self._generations.pop(id, None)
+        if generation is None:
+            return
+        if not any(other in self._generations for other in generation.ids):
+            self._send_all(self._recovery.remove(generation))
         if not self._generations:
             self._idle.set()
-            self._share.set_busy(self, False)
+            self._supervisor.set_busy(False)
 
-    def _end(self, how: str) -> None:
-        """The worker is gone: every waiter gets its ending."""
-        self._share.leave(self)
-        asked = self._stopping
-        self._stopping = True
-        error: BearError = ModelUnloaded(self.name) if asked else WorkerCrashed(self.name, how)
-        for id, generation in list(self._generations.items()):
-            generation.fail(error, id)
-            self._forget(id)
-        for future in self._texts.values():
-            if not future.done():
-                future.set_exception(error)
-        if self._ready is not None and not self._ready.done():
-            words = self._link.last_words if self._link is not None else ""
-            cause = f"the worker ended while loading ({how})" + (f": {words}" if words else "")
-            self._ready.set_exception(EngineStartFailed(cause))
-        elif not asked:
-            log.error("worker %s ended unexpectedly: %s", self.name, how)
-            self._on_crash(how)
+    def _end(self, report: CrashReport) -> None:
+        """The worker is gone, as `report` tells: every waiter gets its ending, or waits for the next one."""
+        self.stats = EngineStats()
+        if self._stopping:
+            self.give_up(ModelUnloaded(self.name))
+            return
+        log.error("worker %s: %s", self.name, report.describe())
+        self.deaths += 1
+        ends = self._recovery.close(report)
+        self._texts.close(report)
+        if any(isinstance(error, RequestQuarantined) for _, error in ends):
+            self.deaths = 0  # its cause is found
+        crashed = WorkerCrashed(self.name, report.cause)
+        for generation, error in ends:
+            self._end_generation(generation, error)
+        for generation in [g for g in self._generations.values() if g.ended]:
+            self._end_generation(generation, crashed)  # cancelled: no worker will say so
+        if not self._on_crash(report.describe()):
+            self.give_up(crashed)

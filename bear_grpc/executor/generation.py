@@ -11,14 +11,13 @@ from typing import Self
 import msgspec
 
 from ..errors import BearError
-from ..protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Started
+from ..protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Submit
+from .journal import Event, Journal
 
 # Credit goes back in lots: a frame per token would cost the worker a wake-up each.
 CREDIT_LOT_TOKENS = 32
 # Bounds a merged message: an echoed prompt with the most likely tokens takes some 600 bytes each.
 MAX_MERGED_TOKENS = 256
-
-Event = Started | Prefilled | Delta | Finished
 
 
 class _Branch:
@@ -31,6 +30,7 @@ class _Branch:
         self.ended = False
         self.owed = 0
         self.first_text_s: float | None = None
+        self.journal = Journal()
 
     def take(self) -> Event:
         """The next event; what follows it and is of the same kind becomes part of it."""
@@ -79,7 +79,6 @@ class Generation:
         self._readable: collections.deque[_Branch] = collections.deque()
         self._read_last: _Branch | None = None
         self._error: BearError | None = None
-        self.has_begun = False  # something has come of it: its reader may have sent it on
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -92,12 +91,35 @@ class Generation:
         branch = self._branches[event.id - self.ids.start]
         if branch.ended:
             return  # cancelled, the worker did not know yet
-        self.has_begun = True
+        if branch.journal.take(event) is None:
+            return  # a new worker tells what the one before it has told
         if not branch.events:
             self._readable.append(branch)
         branch.events.append(event)
         branch.ended = isinstance(event, Finished)
         self._wake()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a worker has taken up one of its answers."""
+        return any(branch.journal.has_started for branch in self._branches)
+
+    def submits(self, submit: Submit) -> list[Submit]:
+        """The executor: what a worker needs to begin, or to go on where the one before it was cut off."""
+        if not self.has_started:
+            return [submit]
+        return [
+            msgspec.structs.replace(
+                submit,
+                id=branch.id,
+                n=1,
+                index=branch.index,
+                credit=branch.journal.credit,
+                resume=branch.journal.resume(),
+            )
+            for branch in self._branches
+            if not branch.ended
+        ]
 
     def fail(self, error: BearError, id: int) -> None:
         """The executor: the ending of a sequence is an error. It ends the others."""
@@ -150,6 +172,7 @@ class Generation:
         """The reader has come back: it has done with what it was given last."""
         branch = self._read_last
         if branch is not None and branch.owed >= CREDIT_LOT_TOKENS and not branch.ended:
+            branch.journal.give_back(branch.owed)
             self._send(Credit(branch.id, branch.owed))
             branch.owed = 0
 

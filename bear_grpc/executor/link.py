@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import logging
 from collections.abc import Callable
 
 from ..protocol import Confined, Frame, FrameBuffer, FrameError, Stop, ToServer, encode
+from .crash import CrashReport
 from .spawner import Spawner, WorkerProcess
 
 log = logging.getLogger(__name__)
 
 # A worker that has closed its socket, or was told to stop, has this long to be gone.
 EXIT_GRACE_S = 5.0
-STDERR_LINES = 40
+STDERR_LINES = 100
+# A worker that is stuck has this long to write its stacks; one that is stopped cannot.
+DUMP_S = 0.5
+# What a worker has written before its end is read for so long at most.
+LAST_LINES_S = 0.5
 
 
 class _Stderr(asyncio.Protocol):
@@ -25,6 +31,10 @@ class _Stderr(asyncio.Protocol):
         self._name = name
         self._open = b""
         self.lines: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
 
     def data_received(self, data: bytes) -> None:
         *whole, self._open = (self._open + data).split(b"\n")
@@ -54,7 +64,7 @@ class WorkerLink(asyncio.Protocol):
         name: str,
         process: WorkerProcess,
         on_frame: Callable[[ToServer], None],
-        on_end: Callable[[str], None],
+        on_end: Callable[[CrashReport], None],
     ) -> None:
         self.process = process
         self.gone = asyncio.Event()
@@ -65,6 +75,7 @@ class WorkerLink(asyncio.Protocol):
         self._stderr = _Stderr(name)
         self._transport: asyncio.Transport | None = None
         self._reaper: asyncio.Task[None] | None = None
+        self._stuck = ""
 
     @classmethod
     async def start(
@@ -72,7 +83,7 @@ class WorkerLink(asyncio.Protocol):
         name: str,
         spawner: Spawner,
         on_frame: Callable[[ToServer], None],
-        on_end: Callable[[str], None],
+        on_end: Callable[[CrashReport], None],
     ) -> WorkerLink:
         """Starts a process and connects to it. Raises OSError if it cannot be started."""
         order = spawner.order()
@@ -95,11 +106,6 @@ class WorkerLink(asyncio.Protocol):
             raise
         return link
 
-    @property
-    def last_words(self) -> str:
-        """The last line of the worker's stderr; empty if it said nothing."""
-        return self._stderr.lines[-1] if self._stderr.lines else ""
-
     def send(self, frame: Frame) -> None:
         """Sends a frame; nothing if the worker is gone."""
         if self._transport is not None and not self._transport.is_closing():
@@ -114,6 +120,14 @@ class WorkerLink(asyncio.Protocol):
         except TimeoutError:
             self.process.kill()
             await self.gone.wait()
+
+    async def end_stuck(self, why: str) -> None:
+        """Has the worker write its stacks to the log, and ends it; `why` goes into the report."""
+        log.error("worker %s is stuck, its stacks follow: %s", self._name, why)
+        self._stuck = why
+        self.process.dump()
+        await asyncio.sleep(DUMP_S)
+        self.process.kill()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -135,7 +149,11 @@ class WorkerLink(asyncio.Protocol):
 
     async def _reap(self) -> None:
         how = await asyncio.to_thread(self.process.wait, EXIT_GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_LINES_S):
+                await self._stderr.closed.wait()
         try:
-            self._on_end(how)
+            report = CrashReport(how, self._stuck, tuple(self._stderr.lines), self.process.suspects())
+            self._on_end(report)
         finally:
             self.gone.set()

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import BackendError, from_record
 from ..protocol import Failed, Probe, ProbeResult, ToServer
 from ..types import LoadOptions
+from .crash import CrashReport
 from .link import WorkerLink
 from .spawner import Spawner
 
@@ -32,9 +33,9 @@ async def probe(
         elif isinstance(frame, Failed):
             answer.set_exception(from_record(frame.error))
 
-    def end(how: str) -> None:
+    def end(report: CrashReport) -> None:
         if not answer.done():
-            answer.set_exception(BackendError(f"the probe ended ({how})"))
+            answer.set_exception(BackendError(f"the probe ended ({report.cause})"))
 
     link = await WorkerLink.start("probe", spawner, take, end)
     link.send(Probe(None if path is None else str(path), options, cores))

@@ -18,6 +18,7 @@ import sys
 import threading
 from pathlib import Path
 
+from .. import suspects
 from ..types import SandboxMode
 from .confinement import Confinement
 
@@ -31,9 +32,14 @@ class WorkerProcess:
     """A started worker: its process, and the server's end of the socket pair."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], sock: socket.socket, confinement: Confinement
+        self,
+        process: subprocess.Popen[bytes],
+        sock: socket.socket,
+        page: suspects.SuspectsPage,
+        confinement: Confinement,
     ) -> None:
         self._process = process
+        self._page = page
         self.sock = sock
         self.confinement = confinement
         assert process.stderr is not None
@@ -44,6 +50,17 @@ class WorkerProcess:
         """Ends it at once, with everything it may have started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def dump(self) -> None:
+        """Asks for the Python stacks of all its threads, on its stderr."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, signal.SIGUSR1)
+
+    def suspects(self) -> suspects.Suspects:
+        """What it was working on, once it has ended; to be asked once."""
+        found = self._page.read()
+        self._page.close()
+        return found
 
     def wait(self, timeout_s: float) -> str:
         """Blocks until it has ended, kills it after `timeout_s`; tells how it ended."""
@@ -63,6 +80,7 @@ class WorkerProcess:
         self.kill()
         self.sock.close()
         self.stderr.close()
+        self._page.close()
         self._process.wait()
 
     def memory_bytes(self) -> int:
@@ -83,9 +101,11 @@ class Spawner(threading.Thread):
     `confinement` is what its workers have told of their sandbox.
     """
 
-    def __init__(self, sandbox: SandboxMode = SandboxMode.AUTO) -> None:
+    def __init__(self, sandbox: SandboxMode = SandboxMode.AUTO, module: str = "bear_grpc.worker") -> None:
+        """`module` is what a worker's interpreter runs."""
         super().__init__(name="spawner", daemon=True)
         self.confinement = Confinement(sandbox)
+        self._module = module
         self._orders: queue.SimpleQueue[concurrent.futures.Future[WorkerProcess] | None] = queue.SimpleQueue()
         self.start()
 
@@ -104,27 +124,35 @@ class Spawner(threading.Thread):
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(_start(self.confinement))
+                future.set_result(_start(self._module, self.confinement))
             except OSError as exc:
                 future.set_exception(exc)
 
 
-def _start(confinement: Confinement) -> WorkerProcess:
-    ours, theirs = socket.socketpair()
+def _start(module: str, confinement: Confinement) -> WorkerProcess:
+    page_fd = suspects.create()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError:
+        os.close(page_fd)
+        raise
     with theirs:
         try:
             # A group of its own, so that a terminal's Ctrl-C reaches the server only. Not a
             # session of its own: the kernel's autogroups would undo the priorities.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bear_grpc.worker", str(theirs.fileno()), confinement.mode],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(page_fd), confinement.mode],
+                pass_fds=[theirs.fileno(), page_fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
                 env={**os.environ, **_ENVIRONMENT},
             )
+            page = suspects.SuspectsPage(page_fd)
         except OSError:
             ours.close()
             raise
-    return WorkerProcess(process, ours, confinement)
+        finally:
+            os.close(page_fd)
+    return WorkerProcess(process, ours, page, confinement)

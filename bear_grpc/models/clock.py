@@ -27,6 +27,18 @@ class Clock(Protocol):
         ...
 
 
+async def pause(clock: Clock, seconds: float) -> None:
+    """Returns when so much time has passed."""
+    if seconds <= 0:
+        return
+    over = asyncio.Event()
+    timer = clock.call_later(seconds, over.set)
+    try:
+        await over.wait()
+    finally:
+        timer.cancel()
+
+
 class LoopClock:
     """The clock of the running event loop."""
 

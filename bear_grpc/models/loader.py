@@ -18,7 +18,6 @@ from ..errors import (
     ModelFileNotFound,
     ModelUnloaded,
     NotFound,
-    WorkerCrashed,
 )
 from ..executor.executor import ExecutorLimits, ModelExecutor
 from ..executor.share import CpuShare
@@ -49,7 +48,7 @@ class ExecutorFactory(Protocol):
         limits: ExecutorLimits,
         on_progress: Callable[[Progress], None],
         on_costs: Callable[[list[CostTable]], None],
-        on_crash: Callable[[str], None],
+        on_crash: Callable[[str], bool],
     ) -> ModelExecutor: ...
 
 
@@ -68,10 +67,13 @@ class Loader:
         cores: int,
         factory: ExecutorFactory,
         cooldown: Cooldown,
+        restart: Callable[[ModelEntry, ModelExecutor, str], None],
     ) -> None:
+        """`restart` has the worker of a loaded model, which has died as it is told, started again."""
         self._shelf = shelf
         self._room = room
         self._cooldown = cooldown
+        self._restart = restart
         self._spawner = spawner
         self._costs = costs
         self._limits = limits
@@ -89,11 +91,11 @@ class Loader:
         def on_costs(tables: list[CostTable]) -> None:
             self._costs.take(entry, tables)
 
-        def on_crash(how: str) -> None:
-            # An unload ends as it would have.
-            if entry.executor is executor and entry.state is not ModelState.UNLOADING:
-                message = f"the worker ended: {how}"
-                self._shelf.move(entry, ModelState.FAILED, StateReason.WORKER_CRASHED, message)
+        def on_crash(how: str) -> bool:
+            if entry.executor is not executor or entry.state is not ModelState.READY:
+                return False  # an unload ends as it would have
+            self._restart(entry, executor, how)
+            return True
 
         executor = self._factory(
             entry.name,
@@ -131,9 +133,6 @@ class Loader:
             log.exception("loading %s failed", entry.name)
             self._shelf.move(entry, ModelState.FAILED, StateReason.LOAD_FAILED, "internal error")
             raise BackendError("the load failed") from exc
-        if entry.state is not ModelState.LOADING:  # it died between its last word and this line
-            self._cooldown.failed(entry.name)
-            raise WorkerCrashed(entry.name, entry.message)
         self._cooldown.forget(entry.name)
         entry.ready, entry.load_seconds = ready, time.monotonic() - began
         self._shelf.move(entry, ModelState.READY)

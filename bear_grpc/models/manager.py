@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 
@@ -33,6 +34,7 @@ from .eviction import Plan, Room
 from .gate import Gate
 from .keeping import HOLD_S, KeepAlive
 from .loader import ExecutorFactory, Loader
+from .restarts import Restarts
 from .shelf import Shelf
 from .unloads import Unloaded, Unloads
 
@@ -72,9 +74,11 @@ class ModelManager:
         self._share = CpuShare()
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._unloads = Unloads(shelf, self._loads)
+        room = Room(plan, longest_idle=self._longest_idle, evict=self._unloads.begin_own)
+        self._restarts = Restarts(shelf, room, self._cooldown, clock)
         self._loader = Loader(
             shelf,
-            Room(plan, longest_idle=self._longest_idle, evict=self._unloads.begin_own),
+            room,
             spawner=spawner,
             share=self._share,
             costs=self._costs,
@@ -82,6 +86,7 @@ class ModelManager:
             cores=cores,
             factory=executor_factory,
             cooldown=self._cooldown,
+            restart=self._restart,
         )
         self._gate = Gate()
         shelf.feed.listen(self._on_change)
@@ -164,7 +169,8 @@ class ModelManager:
         return [
             entry.executor
             for entry in self._shelf.list()
-            if entry.state in (ModelState.READY, ModelState.UNLOADING) and entry.executor is not None
+            if entry.executor is not None
+            and (entry.state is not ModelState.LOADING or entry.reason is StateReason.RESTARTING)
         ]
 
     async def close(self) -> None:
@@ -246,13 +252,21 @@ class ModelManager:
         entry.keep_alive_s = self._keep_alive_s if asked.keep_alive_s is None else asked.keep_alive_s
         entry.pinned = bool(asked.pinned)
         executor = self._loader.begin(entry, asked)
-        task = asyncio.create_task(self._load(entry, executor))
+        return self._run_load(entry, self._loader.run(entry, executor))
+
+    def _restart(self, entry: ModelEntry, executor: ModelExecutor, how: str) -> None:
+        """Whoever needs the model meanwhile joins it, as a load."""
+        self._restarts.begin(entry, how)
+        self._run_load(entry, self._restarts.run(entry, executor))
+
+    def _run_load(self, entry: ModelEntry, load: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._load(entry, load))
         self._loads[entry.name] = task
         task.add_done_callback(functools.partial(self._load_done, entry))
         return task
 
-    async def _load(self, entry: ModelEntry, executor: ModelExecutor) -> None:
-        await self._loader.run(entry, executor)
+    async def _load(self, entry: ModelEntry, load: Coroutine[Any, Any, None]) -> None:
+        await load
         self._keep.rest(entry)
 
     def _load_done(self, entry: ModelEntry, task: asyncio.Task[None]) -> None:

@@ -8,7 +8,7 @@ TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
     ModelState.ABSENT: frozenset({ModelState.AVAILABLE, ModelState.LOADING}),
     ModelState.AVAILABLE: frozenset({ModelState.LOADING, ModelState.ABSENT}),
     ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.AVAILABLE}),
-    ModelState.READY: frozenset({ModelState.UNLOADING, ModelState.FAILED}),
+    ModelState.READY: frozenset({ModelState.UNLOADING, ModelState.LOADING}),
     ModelState.UNLOADING: frozenset({ModelState.AVAILABLE}),
     ModelState.FAILED: frozenset({ModelState.LOADING, ModelState.AVAILABLE, ModelState.ABSENT}),
 }

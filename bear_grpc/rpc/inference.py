@@ -130,6 +130,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             overflow=spec.overflow,
             scope=scope_of(context.peer(), self._prefix_sharing),
             received_s=received_s,
+            fail_on_restart=spec.fail_on_restart,
         )
         try:
             if spec.queue_progress and ahead:

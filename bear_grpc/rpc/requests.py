@@ -51,6 +51,7 @@ class GenerateSpec(msgspec.Struct, frozen=True):
     load_if_needed: bool = True
     keep_alive_s: float | None = None
     request_id: str = ""
+    fail_on_restart: bool = False
 
     def complete(self, entry: ModelEntry, seed: int) -> tuple[SamplingParams, StopParams]:
         """Sampling and stop values in force; `seed` is used if the request has none."""
@@ -96,6 +97,7 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
         load_if_needed=request.load_if_needed if request.HasField("load_if_needed") else True,
         keep_alive_s=request.keep_alive.ToNanoseconds() / 1e9 if request.HasField("keep_alive") else None,
         request_id=request.request_id,
+        fail_on_restart=request.fail_on_restart,
     )
     wrong.raise_found()
     _refuse_unsupported(request)

@@ -44,6 +44,7 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.RequestIdInUse: Code.ALREADY_EXISTS,
     errors.LoadConflict: Code.ABORTED,
     errors.ConstraintDeadEnd: Code.ABORTED,
+    errors.RequestQuarantined: Code.FAILED_PRECONDITION,
     errors.PathNotAllowed: Code.PERMISSION_DENIED,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
     errors.SlowConsumer: Code.RESOURCE_EXHAUSTED,

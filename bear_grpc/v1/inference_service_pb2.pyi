@@ -791,6 +791,7 @@ class GenerateRequest(_message.Message):
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     CLIENT_TAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FAIL_ON_RESTART_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name or alias of the model."""
     prompt: _builtins.str
@@ -812,6 +813,10 @@ class GenerateRequest(_message.Message):
     request_id: _builtins.str
     """An id of the client's choice, unique among running requests
     (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
+    """
+    fail_on_restart: _builtins.bool
+    """Whether it ends with WORKER_CRASHED when the model's worker dies. Default:
+    false, it goes on where it stands once the worker has been started again.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -861,17 +866,22 @@ class GenerateRequest(_message.Message):
         keep_alive: _duration_pb2.Duration | None = ...,
         client_tag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        fail_on_restart: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_load_if_needed", b"_load_if_needed", "_n", b"_n", "chat", b"chat", "constraint", b"constraint", "input", b"input", "keep_alive", b"keep_alive", "load_if_needed", b"load_if_needed", "n", b"n", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fail_on_restart", b"_fail_on_restart", "_load_if_needed", b"_load_if_needed", "_n", b"_n", "chat", b"chat", "constraint", b"constraint", "fail_on_restart", b"fail_on_restart", "input", b"input", "keep_alive", b"keep_alive", "load_if_needed", b"load_if_needed", "n", b"n", "output", b"output", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_if_needed", b"_load_if_needed", "_n", b"_n", "chat", b"chat", "client_tag", b"client_tag", "constraint", b"constraint", "input", b"input", "keep_alive", b"keep_alive", "load_if_needed", b"load_if_needed", "model", b"model", "n", b"n", "output", b"output", "overflow_policy", b"overflow_policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fail_on_restart", b"_fail_on_restart", "_load_if_needed", b"_load_if_needed", "_n", b"_n", "chat", b"chat", "client_tag", b"client_tag", "constraint", b"constraint", "fail_on_restart", b"fail_on_restart", "input", b"input", "keep_alive", b"keep_alive", "load_if_needed", b"load_if_needed", "model", b"model", "n", b"n", "output", b"output", "overflow_policy", b"overflow_policy", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fail_on_restart: _TypeAlias = _typing.Literal["fail_on_restart"]  # noqa: Y015
+    _WhichOneofArgType__fail_on_restart: _TypeAlias = _typing.Literal["_fail_on_restart", b"_fail_on_restart"]  # noqa: Y015
     _WhichOneofReturnType__load_if_needed: _TypeAlias = _typing.Literal["load_if_needed"]  # noqa: Y015
     _WhichOneofArgType__load_if_needed: _TypeAlias = _typing.Literal["_load_if_needed", b"_load_if_needed"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fail_on_restart) -> _WhichOneofReturnType__fail_on_restart | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__load_if_needed) -> _WhichOneofReturnType__load_if_needed | None: ...
     @_typing.overload

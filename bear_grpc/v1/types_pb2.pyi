@@ -79,6 +79,8 @@ class _ModelStateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode
     """FAILED: loading is not tried before a cooling time has passed."""
     MODEL_STATE_REASON_PULL_FAILED: _ModelStateReason.ValueType  # 5
     """ABSENT: the last download did not succeed."""
+    MODEL_STATE_REASON_CRASH_LOOP: _ModelStateReason.ValueType  # 6
+    """FAILED: the worker died again and again; `LoadModel` starts it again."""
 
 class ModelStateReason(_ModelStateReason, metaclass=_ModelStateReasonEnumTypeWrapper):
     """More about a state than its name tells. May grow."""
@@ -95,6 +97,8 @@ MODEL_STATE_REASON_COOLDOWN: ModelStateReason.ValueType  # 4
 """FAILED: loading is not tried before a cooling time has passed."""
 MODEL_STATE_REASON_PULL_FAILED: ModelStateReason.ValueType  # 5
 """ABSENT: the last download did not succeed."""
+MODEL_STATE_REASON_CRASH_LOOP: ModelStateReason.ValueType  # 6
+"""FAILED: the worker died again and again; `LoadModel` starts it again."""
 Global___ModelStateReason: _TypeAlias = ModelStateReason  # noqa: Y015
 
 class _LoadStage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SandboxUnavailable
 from ..protocol import Failed, Frame, Load, Probe, encode, read_first
+from ..suspects import SuspectsPage
 from ..types import SandboxMode, SandboxState
 
 if TYPE_CHECKING:
@@ -43,21 +45,27 @@ def _no_core_file() -> None:
 
 def main(
     fd: int,
+    page_fd: int,
     mode: SandboxMode,
     factory: Callable[[Load, Callable[[Frame], None]], Backend] | None = None,
 ) -> None:
     """Serves the socket `fd` until the server closes it or says Stop; never returns.
 
+    `page_fd` is the memory in which the server finds what this process was working on.
     `factory` opens another backend than llama.cpp; it is called inside the sandbox.
     """
     # Before the sandbox, which denies to change it.
     _end_with_parent()
     _no_core_file()
+    # The server asks for it before it ends a worker that is stuck.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    page = SuspectsPage(page_fd)
+    os.close(page_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     code = 0
     try:
-        _serve(socket.socket(fileno=fd), mode, factory)
+        _serve(socket.socket(fileno=fd), page, mode, factory)
     except BaseException:
         log.exception("the I/O thread failed")
         code = 1
@@ -67,6 +75,7 @@ def main(
 
 def _serve(
     sock: socket.socket,
+    page: SuspectsPage,
     mode: SandboxMode,
     factory: Callable[[Load, Callable[[Frame], None]], Backend] | None,
 ) -> None:
@@ -86,4 +95,4 @@ def _serve(
 
     # A busy Python thread costs the owner half its speed at the default of 5 ms.
     sys.setswitchinterval(0.0002)
-    Worker(sock, factory or load_llama).run(first)
+    Worker(sock, factory or load_llama, page=page).run(first)

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 
 from ..backend.base import Backend
 from ..engine.cost import CostModel
@@ -37,13 +38,16 @@ class Owner(threading.Thread):
         post: Callable[[Frame], None],
         on_ready: Callable[[Backend, Engine], None],
         on_failed: Callable[[], None],
+        mark: Callable[[Items[int]], None] = lambda ids: None,
     ) -> None:
+        """`mark` is the engine's: it gets the ids of the sequences of each step."""
         super().__init__(name="owner", daemon=True)
         self._load = load
         self._factory = factory
         self._post = post
         self._on_ready = on_ready
         self._on_failed = on_failed
+        self._mark = mark
         self._changed = threading.Condition()
         self._commands: collections.deque[Command] = collections.deque()
         self._costs_due_s = time.monotonic() + COSTS_INTERVAL_S
@@ -93,6 +97,7 @@ class Owner(threading.Thread):
                 self._load.stall_timeout_s, self._load.step_target_s, self._load.share_prefixes
             ),
             costs=CostModel(() if table is None else table.costs),
+            mark=self._mark,
         )
 
     def _tell_costs(self, table: CostTable, costs: list[StepCost]) -> None:

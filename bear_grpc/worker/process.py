@@ -31,6 +31,7 @@ from ..protocol import (
     TextJob,
     ToWorker,
 )
+from ..suspects import SuspectsPage
 from ..types import LoadStage
 from .exits import EXIT_STUCK
 from .io import Connection
@@ -41,6 +42,10 @@ from .text import Preparer, TextThread
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+
+
+def _no_mark(_: object) -> None:
+    """Where no page is shared, nobody will ask."""
 
 
 def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
@@ -60,7 +65,13 @@ def load_llama(load: Load, post: Callable[[Frame], None]) -> Backend:
 class Worker:
     """One model's process. `run` is the I/O thread; owner and text start with Load."""
 
-    def __init__(self, sock: socket.socket, factory: BackendFactory = load_llama) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        factory: BackendFactory = load_llama,
+        page: SuspectsPage | None = None,
+    ) -> None:
+        self._page = page
         self._connection = Connection(sock)
         self._factory = factory
         self._owner: Owner | None = None
@@ -110,6 +121,7 @@ class Worker:
             frame,
             self._factory,
             post=post,
+            mark=_no_mark if self._page is None else self._page.mark_step,
             on_ready=functools.partial(self._on_ready, frame.chat_template),
             on_failed=self._connection.close_after_sending,
         )
@@ -122,7 +134,12 @@ class Worker:
         preparer.warm_up()
         post = self._connection.post
         self._engine = engine
-        self._text = TextThread(preparer, post=post, to_owner=self._ready_owner().put)
+        self._text = TextThread(
+            preparer,
+            post=post,
+            to_owner=self._ready_owner().put,
+            mark=_no_mark if self._page is None else self._page.mark_text,
+        )
         self._text.launch()
         post(Ready(backend.info, backend.options, backend.kv_cache_bytes))
 
@@ -134,7 +151,8 @@ class Worker:
                 log.critical("a text job cannot be stopped: the worker ends")
                 os._exit(EXIT_STUCK)
         if self._engine is not None:
-            self._connection.post(Heartbeat(self._engine.steps, self._engine.step_age_s()))
+            engine = self._engine
+            self._connection.post(Heartbeat(engine.steps, engine.step_age_s(), engine.step_predicted_s))
 
     def _ready_text(self) -> TextThread:
         if self._text is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..backend.base import Vocabulary
 from ..engine.echo import Echo
+from ..engine.resume import take_up
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ErrorRecord, InvalidField
@@ -96,14 +97,20 @@ class Preparer:
         strips = self._vocabulary.adds_space_prefix
         # SentencePiece begins an answer with a space; a constraint has nothing to spare.
         strips_answer = strips and matcher is None and isinstance(submit.input, ChatInput)
-        return [
+
+        def make_text() -> TextMachine:
+            return TextMachine(stop.sequences, strip_space=strips_answer)
+
+        sequences = [
             Sequence(
                 id=submit.id + index,
                 tokens=list(kept),
-                sampling=msgspec.structs.replace(sampling, seed=(sampling.seed + index) % (MAX_SEED + 1)),
+                sampling=msgspec.structs.replace(
+                    sampling, seed=(sampling.seed + submit.index + index) % (MAX_SEED + 1)
+                ),
                 stop=stop,
                 max_tokens=max_tokens,
-                text=TextMachine(stop.sequences, strip_space=strips_answer),
+                text=make_text(),
                 received_s=submit.received_s,
                 credit=submit.credit,
                 output=submit.output,
@@ -114,6 +121,9 @@ class Preparer:
             )
             for index in range(submit.n)
         ]
+        if submit.resume is not None:
+            take_up(sequences[0], submit.resume, self._vocabulary, make_text)
+        return sequences
 
     def answer(self, job: TextJob) -> TextResult:
         """Token ids of an input, or the text of token ids."""
@@ -213,13 +223,18 @@ class TextThread(threading.Thread):
         post: Callable[[Frame], None],
         to_owner: Callable[[Sequence], None],
         limit_s: float = JOB_LIMIT_S,
+        mark: Callable[[int], None] = lambda job: None,
     ) -> None:
-        """`limit_s` is how long a job may take before `interrupt_overdue` ends it."""
+        """`limit_s` is how long a job may take before `interrupt_overdue` ends it.
+
+        `mark` gets the id of each job when it begins, and 0 when it has ended.
+        """
         super().__init__(name="text", daemon=True)
         self._limit_s = limit_s
         self._preparer = preparer
         self._post = post
         self._to_owner = to_owner
+        self._mark = mark
         self._changed = threading.Condition()
         self._jobs: collections.deque[Submit | TextJob] = collections.deque()
         self._pending: set[int] = set()
@@ -286,7 +301,9 @@ class TextThread(threading.Thread):
         while self._wait_for_job(None):
             with self._changed:
                 job = self._jobs.popleft()
+            self._mark(job.id)
             result = self._guarded(job)
+            self._mark(0)
             if isinstance(job, Submit):
                 self._hand_over(job, result)
             elif isinstance(result, TextResult):

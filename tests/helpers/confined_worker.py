@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bear_grpc import suspects
 from bear_grpc.protocol import Frame, Load
 from bear_grpc.types import SandboxMode
 from bear_grpc.worker import landlock, seccomp
@@ -39,7 +40,7 @@ def run(fd: int, mode: SandboxMode, folder: Path, without: str) -> None:
         {"landlock": landlock, "seccomp": seccomp}[without].confine = unavailable
     # The handler runs on the main thread, which is the I/O thread.
     signal.signal(signal.SIGUSR2, lambda *_: escape().report("io", last=confines))
-    main(fd, mode, open_model)
+    main(fd, suspects.create(), mode, open_model)
 
 
 if __name__ == "__main__":

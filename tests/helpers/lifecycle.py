@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bear_grpc.errors import BearError
+from bear_grpc.errors import BearError, WorkerCrashed
 from bear_grpc.executor.executor import ExecutorLimits
 from bear_grpc.models.costs import CostStore
 from bear_grpc.models.entry import ModelEntry
@@ -65,7 +65,7 @@ class FakeExecutor:
     """Loads when the test says so; holds `memory` bytes from then on."""
 
     def __init__(
-        self, name: str, *, on_crash: Callable[[str], None], on_costs: Callable[[list[Any]], None], **_: Any
+        self, name: str, *, on_crash: Callable[[str], bool], on_costs: Callable[[list[Any]], None], **_: Any
     ) -> None:
         self.name = name
         self.stats = EngineStats()
@@ -81,6 +81,9 @@ class FakeExecutor:
         self._idle.set()
         self._loaded: asyncio.Future[Ready] | None = None
         self.started = asyncio.Event()
+        self.deaths = 0
+        self.restarts = 0
+        self.given_up: BearError | None = None
 
     @property
     def requests_in_flight(self) -> int:
@@ -100,6 +103,10 @@ class FakeExecutor:
     ) -> Ready:
         self.chat_template = chat_template
         self.options = options
+        return await self._wait()
+
+    async def _wait(self) -> Ready:
+        self.gone.clear()
         self._loaded = asyncio.get_running_loop().create_future()
         self.started.set()
         try:
@@ -124,7 +131,19 @@ class FakeExecutor:
         """The worker of a loaded model dies."""
         self.memory_bytes = 0
         self.gone.set()
-        self._on_crash("signal 9")
+        self.deaths += 1
+        if not self._on_crash("the worker ended: signal 9"):
+            self.give_up(WorkerCrashed(self.name, "signal 9"))
+
+    async def restart(self) -> Ready:
+        self.restarts += 1
+        return await self._wait()
+
+    def give_up(self, error: BearError) -> None:
+        """Requests end with it."""
+        self.given_up = error
+        self.in_flight = 0
+        self._idle.set()
 
     def begin(self) -> None:
         """A sequence runs."""

@@ -80,7 +80,7 @@ async def held_bytes(spawner: Spawner, path: Path, options: LoadOptions) -> int:
         limits=ExecutorLimits(),
         on_progress=lambda _: None,
         on_costs=lambda _: None,
-        on_crash=lambda _: None,
+        on_crash=lambda _: False,
     )
     ready = await executor.load(path, options, CORES)
     try:
@@ -98,7 +98,7 @@ async def held_bytes(spawner: Spawner, path: Path, options: LoadOptions) -> int:
             generation.close()
         return executor.memory_bytes
     finally:
-        await executor.kill()
+        await executor.stop()
 
 
 async def compare(spawner: Spawner, path: Path, options: LoadOptions) -> tuple[int, int, int]:

@@ -257,18 +257,24 @@ class Life(RuleBasedStateMachine):
             self.loop.close()
             self.folder.cleanup()
 
+    def _goes_on(self) -> bool:
+        return ModelState.LOADING in self.states.values() or any(not fetch.done() for fetch in self.fetches)
+
     def _finish(self) -> None:
         """Lets all end: then every waiter has its one answer, and what is kept is kept for ever."""
-        while self.loading() or any(not fetch.done() for fetch in self.fetches):
+        while self._goes_on():
             for executor in self.loading():
                 self.run(_done(executor))
             self.end_fetch(True)
+            if ModelState.LOADING in self.states.values():
+                self.pass_time(30.0)  # a worker that has died is not started again at once
         for request in self.requests:
             request.release.set()
         self.run()
-        while self.loading():
+        while self._goes_on():
             for executor in self.loading():
                 self.run(_done(executor))
+            self.pass_time(30.0)
         assert [request.endings for request in self.requests] == [1] * len(self.requests)
         for task in [*self.calls, *(r.task for r in self.requests if r.task is not None)]:
             assert task.done()

@@ -178,20 +178,6 @@ async def test_what_time_does_not_mend_begins_no_pause(world, error):
     await using
 
 
-async def test_a_worker_that_dies_after_its_load_begins_no_pause(world):
-    entry = await world.add("a", keep_alive_s=60.0)
-    (await world.load("a")).crash()
-    assert (entry.state, entry.reason, entry.expires) == (
-        ModelState.FAILED,
-        StateReason.WORKER_CRASHED,
-        None,
-    )
-    using = asyncio.ensure_future(use(world, "a"))
-    (await world.started("a", 2)).finish()
-    await using
-    assert entry.state is READY
-
-
 # ---- files that are not here ------------------------------------------------------------------------
 
 

@@ -483,6 +483,11 @@ export interface GenerateRequest {
    * (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
    */
   requestId: string;
+  /**
+   * Whether it ends with WORKER_CRASHED when the model's worker dies. Default:
+   * false, it goes on where it stands once the worker has been started again.
+   */
+  failOnRestart?: boolean | undefined;
 }
 
 /** An event of a generation. */
@@ -1994,6 +1999,7 @@ function createBaseGenerateRequest(): GenerateRequest {
     keepAlive: undefined,
     clientTag: "",
     requestId: "",
+    failOnRestart: undefined,
   };
 }
 
@@ -2045,6 +2051,9 @@ export const GenerateRequest: MessageFns<GenerateRequest> = {
     }
     if (message.requestId !== "") {
       writer.uint32(122).string(message.requestId);
+    }
+    if (message.failOnRestart !== undefined) {
+      writer.uint32(152).bool(message.failOnRestart);
     }
     return writer;
   },
@@ -2182,6 +2191,14 @@ export const GenerateRequest: MessageFns<GenerateRequest> = {
             message.requestId = reader.string();
             continue;
           }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.failOnRestart = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2241,6 +2258,7 @@ export const GenerateRequest: MessageFns<GenerateRequest> = {
       : undefined;
     message.clientTag = object.clientTag ?? "";
     message.requestId = object.requestId ?? "";
+    message.failOnRestart = object.failOnRestart ?? undefined;
     return message;
   },
 };

@@ -42,6 +42,8 @@ export enum ModelStateReason {
   MODEL_STATE_REASON_COOLDOWN = 4,
   /** MODEL_STATE_REASON_PULL_FAILED - ABSENT: the last download did not succeed. */
   MODEL_STATE_REASON_PULL_FAILED = 5,
+  /** MODEL_STATE_REASON_CRASH_LOOP - FAILED: the worker died again and again; `LoadModel` starts it again. */
+  MODEL_STATE_REASON_CRASH_LOOP = 6,
   UNRECOGNIZED = -1,
 }
 

@@ -1,0 +1,47 @@
+"""A worker whose native code aborts when it computes a certain prompt; started as the real one is.
+
+Imports nothing that starts threads: the sandbox comes before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bear_grpc.protocol import Frame, Load
+from bear_grpc.types import SandboxMode
+from bear_grpc.worker.main import main
+
+# Prompts that begin with these tokens end the worker in their way.
+ABORTS, SEGFAULTS, IS_KILLED = (77, 78, 79), (77, 78, 80), (77, 78, 81)
+
+
+def poisoned(load: Load, post: Callable[[Frame], None]) -> Any:
+    """The real backend, with a fault in it."""
+    import numpy as np
+
+    from bear_grpc.backend.native import lib
+    from bear_grpc.worker.process import load_llama
+
+    backend = load_llama(load, post)
+    forward = backend.forward
+
+    def faulty(batch: Any) -> Any:
+        tokens = np.ascontiguousarray(batch.tokens[: batch.size], np.int32).tobytes()
+        if np.array(ABORTS, np.int32).tobytes() in tokens:
+            lib._lib.ggml_abort(b"poison.c", 7, b"poisoned")
+        if np.array(SEGFAULTS, np.int32).tobytes() in tokens:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if np.array(IS_KILLED, np.int32).tobytes() in tokens:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(batch)
+
+    backend.forward = faulty  # type: ignore[method-assign]
+    return backend
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), SandboxMode(sys.argv[3]), poisoned)

@@ -1,0 +1,101 @@
+"""When a worker counts as stuck, and what is told of its death."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bear_grpc.executor.crash import MAX_LINE, NATIVE_MARK, REPORTED_LINES, CrashReport
+from bear_grpc.executor.watch import CHECK_S, Watch
+from bear_grpc.protocol import Heartbeat
+from bear_grpc.suspects import MAX_IDS, PAGE_BYTES, Suspects, SuspectsPage, create
+from bear_grpc.testing import FakeClock
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.watch = Watch(self.clock, 10.0)
+
+    def pass_time(self, seconds: float, beat: Heartbeat | None = None) -> str | None:
+        """Checks as often as a server does; the first finding."""
+        for _ in range(round(seconds / CHECK_S)):
+            self.clock.advance(CHECK_S)
+            if beat is not None:
+                self.watch.beat(beat)
+            found = self.watch.overdue()
+            if found is not None:
+                return found
+        return None
+
+
+def test_a_worker_that_gives_signs_of_life_is_well():
+    assert World().pass_time(1000.0, Heartbeat(1, 0.0)) is None
+
+
+def test_a_worker_that_gives_none_is_stuck_after_the_time():
+    world = World()
+    world.watch.beat(Heartbeat(1, 0.0))
+    assert world.pass_time(10.0) is None
+    assert "no sign of life for 10.5 s" in world.pass_time(1.0)
+
+
+@pytest.mark.parametrize(("predicted_s", "limit_s"), [(0.0, 10.0), (0.5, 10.0), (3.0, 30.0)])
+def test_a_step_is_stuck_after_ten_times_its_prediction_and_ten_seconds_at_least(predicted_s, limit_s):
+    world = World()
+    assert world.pass_time(CHECK_S, Heartbeat(4, limit_s, predicted_s)) is None
+    assert "step 4 has run" in world.pass_time(CHECK_S, Heartbeat(4, limit_s + 0.1, predicted_s))
+
+
+def test_a_server_that_stood_still_itself_reads_what_has_come_first():
+    world = World()
+    world.clock.advance(100.0)
+    assert world.watch.overdue() is None
+    assert world.pass_time(10.0) is None
+    assert world.pass_time(1.0) is not None
+
+
+def test_the_page_tells_what_was_under_way():
+    fd = create()
+    theirs, ours = SuspectsPage(fd), SuspectsPage(fd)
+    os.close(fd)
+    assert ours.read() == Suspects()
+    theirs.mark_step([7, 8])
+    theirs.mark_text(9)
+    assert ours.read() == Suspects((7, 8), 9)
+    theirs.mark_step([])
+    assert ours.read() == Suspects((), 9)
+    theirs.mark_step(range(2 * MAX_IDS))
+    theirs.mark_text(0)
+    assert ours.read() == Suspects(tuple(range(MAX_IDS)), 0)
+    theirs.close()
+    ours.close()
+
+
+def test_a_page_with_nonsense_is_read_within_its_bounds():
+    fd = create()
+    page = SuspectsPage(fd)
+    os.pwrite(fd, b"\xff" * PAGE_BYTES, 0)
+    os.close(fd)
+    assert len(page.read().sequences) == MAX_IDS
+    page.close()
+
+
+def test_a_report_tells_native_words_suspects_and_the_last_lines():
+    lines = ("first", NATIVE_MARK + "GGML_ASSERT(x) failed", *("y" * 1000 for _ in range(10)))
+    told = CrashReport("SIGABRT", lines=lines, suspects=Suspects((3, 4), 5)).describe()
+    assert told.startswith("the worker ended: SIGABRT\nnative code said: GGML_ASSERT(x) failed\n")
+    assert "step: 3, 4" in told
+    assert "text job: 5" in told
+    assert "first" not in told
+    assert len(told) < (REPORTED_LINES + 1) * (MAX_LINE + 10)
+    assert CrashReport("SIGKILL", stuck="why").describe() == "the worker ended: stuck: why"
+
+
+def test_a_report_shows_the_stack_that_has_failed():
+    stacks = ("before", "Fatal Python error: Aborted", "Thread 1:", *(f"  File {n}" for n in range(30)))
+    told = CrashReport("SIGABRT", lines=stacks).describe()
+    assert "before" not in told
+    assert "Fatal Python error: Aborted\n  Thread 1:\n    File 0" in told
+    assert "File 29" not in told
