@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from bear_grpc.protocol import Frame, Load
 from bear_grpc.worker import main, process
 
 # Prompts that begin with these tokens end the worker in their way.
-ABORTS, SEGFAULTS, IS_KILLED = (77, 78, 79), (77, 78, 80), (77, 78, 81)
+ABORTS, SEGFAULTS, IS_KILLED, HANGS = (77, 78, 79), (77, 78, 80), (77, 78, 81), (77, 78, 82)
 
 
 def poisoned(load: Load, post: Callable[[Frame], None]) -> Backend:
@@ -33,6 +34,8 @@ def poisoned(load: Load, post: Callable[[Frame], None]) -> Backend:
             signal.raise_signal(signal.SIGSEGV)  # on this thread, as a fault is
         if np.array(IS_KILLED, np.int32).tobytes() in tokens:
             os.kill(os.getpid(), signal.SIGKILL)
+        if np.array(HANGS, np.int32).tobytes() in tokens:
+            threading.Event().wait()
         return forward(batch)
 
     backend.forward = faulty  # type: ignore[method-assign]
