@@ -16,8 +16,8 @@ NATIVE_FAULTS = frozenset(
 )
 # A worker whose text thread does not stop ends itself with this code (worker/exits.py).
 TEXT_STUCK = "exit code 75"
-# Of native faults Python writes the stacks, the one that has failed first.
-STACKS_BEGIN = "Fatal Python error"
+# Of native faults Python writes the stacks of all threads; this begins the one that has failed.
+STACK_BEGINS = "Current thread"
 REPORTED_LINES = 8
 MAX_LINE = 300
 
@@ -65,7 +65,7 @@ class CrashReport(msgspec.Struct, frozen=True):
         return "\n".join(parts)
 
     def _told(self) -> list[str]:
-        """The last lines, or those that begin with the failing stack."""
+        """The last lines, or those of the stack that has failed."""
         lines = [line for line in self.lines if not line.startswith(NATIVE_MARK)]
-        begin = next((place for place, line in enumerate(lines) if line.startswith(STACKS_BEGIN)), None)
+        begin = next((place for place, line in enumerate(lines) if line.startswith(STACK_BEGINS)), None)
         return lines[-REPORTED_LINES:] if begin is None else lines[begin : begin + REPORTED_LINES]

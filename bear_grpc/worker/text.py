@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 STACK_BYTES = 256 * 2**20
 JOB_LIMIT_S = 2.0
 STUCK_S = 5.0
+# Tokens that are replayed take longer than those that are read.
+REPLAY_TOKEN_S = 0.002
 # A thread without work for so long uses the time.
 IDLE_S = 0.5
 # An answer must fit one frame, and the 4 MiB that a gRPC client takes by default.
@@ -230,7 +232,7 @@ class TextThread(threading.Thread):
         `mark` gets the id of each job when it begins, and 0 when it has ended.
         """
         super().__init__(name="text", daemon=True)
-        self._limit_s = limit_s
+        self._limit_s = self._present_limit_s = limit_s
         self._preparer = preparer
         self._post = post
         self._to_owner = to_owner
@@ -271,7 +273,7 @@ class TextThread(threading.Thread):
     def interrupt_overdue(self) -> None:
         """I/O thread: raises _JobTimeout inside a job that has run for too long."""
         began = self._began
-        if began and time.monotonic() - began[0] >= self._limit_s and _pop(began):
+        if began and time.monotonic() - began[0] >= self._present_limit_s and _pop(began):
             self._interrupted_s = time.monotonic()
             thread = ctypes.c_ulong(self.ident or 0)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_JobTimeout))
@@ -328,6 +330,9 @@ class TextThread(threading.Thread):
         """The job's result, or the error that it ended with."""
         # No lock in here: an interruption that arrives inside it would leave it taken.
         result: list[Sequence] | TextResult | ErrorRecord
+        resume = job.resume if isinstance(job, Submit) else None
+        replayed = 0 if resume is None else len(resume.tokens) // 4
+        self._present_limit_s = self._limit_s + replayed * REPLAY_TOKEN_S
         self._began = began = [time.monotonic()]
         try:
             try:
@@ -343,7 +348,7 @@ class TextThread(threading.Thread):
             while not _pop(began):  # the interruption is on its way: let it arrive here
                 time.sleep(0.001)
         except _JobTimeout:
-            late = InvalidField("input", f"takes more than {self._limit_s:g} s to turn into tokens")
+            late = InvalidField("input", f"takes more than {self._present_limit_s:g} s to turn into tokens")
             result = late.to_record()
         self._interrupted_s = None
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from bear_grpc.types import SandboxMode
 from bear_grpc.worker.main import main
 
 # Prompts that begin with these tokens end the worker in their way.
-ABORTS, SEGFAULTS, IS_KILLED = (77, 78, 79), (77, 78, 80), (77, 78, 81)
+ABORTS, SEGFAULTS, IS_KILLED, HANGS = (77, 78, 79), (77, 78, 80), (77, 78, 81), (77, 78, 82)
 
 
 def poisoned(load: Load, post: Callable[[Frame], None]) -> Any:
@@ -34,9 +35,11 @@ def poisoned(load: Load, post: Callable[[Frame], None]) -> Any:
         if np.array(ABORTS, np.int32).tobytes() in tokens:
             lib._lib.ggml_abort(b"poison.c", 7, b"poisoned")
         if np.array(SEGFAULTS, np.int32).tobytes() in tokens:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # on this thread, as a fault is
         if np.array(IS_KILLED, np.int32).tobytes() in tokens:
             os.kill(os.getpid(), signal.SIGKILL)
+        if np.array(HANGS, np.int32).tobytes() in tokens:
+            threading.Event().wait()
         return forward(batch)
 
     backend.forward = faulty  # type: ignore[method-assign]

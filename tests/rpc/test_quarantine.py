@@ -85,6 +85,18 @@ async def test_a_worker_that_is_stopped_is_replaced(model: Api) -> None:
     assert text_of(seen) == whole.choices[0].text
 
 
+@pytest.mark.slow
+async def test_a_worker_whose_step_does_not_end_is_replaced(
+    model: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bear_grpc.executor")
+    call = model.once("m", token_ids=faulty_worker.HANGS, max_tokens=4, fail_on_restart=True)
+    status = await fails(call, Code.UNAVAILABLE, "WORKER_CRASHED")
+    assert status.metadata["exit"].startswith("stuck: step ")
+    assert "in faulty" in caplog.text
+    assert (await model.once("m", max_tokens=1, **HONEST)).usage.completion_token_count == 1
+
+
 async def test_a_worker_that_is_ended_as_stuck_writes_its_stacks(spawner: Spawner, tmp_path: Path) -> None:
     ready, ended = asyncio.Event(), asyncio.get_running_loop().create_future()
 

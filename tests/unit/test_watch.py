@@ -94,8 +94,8 @@ def test_a_report_tells_native_words_suspects_and_the_last_lines():
 
 
 def test_a_report_shows_the_stack_that_has_failed():
-    stacks = ("before", "Fatal Python error: Aborted", "Thread 1:", *(f"  File {n}" for n in range(30)))
+    stacks = ("Thread 1:", "  before", "Current thread 2:", *(f"  File {n}" for n in range(30)))
     told = CrashReport("SIGABRT", lines=stacks).describe()
     assert "before" not in told
-    assert "Fatal Python error: Aborted\n  Thread 1:\n    File 0" in told
+    assert "it wrote:\n  Current thread 2:\n    File 0" in told
     assert "File 29" not in told
