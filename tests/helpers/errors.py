@@ -25,6 +25,7 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.RequestIdInUse: lambda: errors.RequestIdInUse("r1"),
     errors.LoadConflict: lambda: errors.LoadConflict("bear-demo", "is being loaded with other options"),
     errors.ConstraintDeadEnd: lambda: errors.ConstraintDeadEnd("no token begins with a digit"),
+    errors.RequestQuarantined: lambda: errors.RequestQuarantined("SIGSEGV"),
     errors.PathNotAllowed: lambda: errors.PathNotAllowed("/etc/a.gguf"),
     errors.QueueFull: lambda: errors.QueueFull("bear-demo", 512, 2.5),
     errors.SlowConsumer: lambda: errors.SlowConsumer(30.0),

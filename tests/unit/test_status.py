@@ -31,6 +31,7 @@ CONTRACT: dict[type[errors.BearError], tuple[str, set[str]]] = {
     errors.RequestIdInUse: ("ALREADY_EXISTS", set()),
     errors.LoadConflict: ("ABORTED", {"RetryInfo"}),
     errors.ConstraintDeadEnd: ("ABORTED", set()),
+    errors.RequestQuarantined: ("FAILED_PRECONDITION", set()),
     errors.PathNotAllowed: ("PERMISSION_DENIED", set()),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", {"RetryInfo"}),
     errors.SlowConsumer: ("RESOURCE_EXHAUSTED", set()),
