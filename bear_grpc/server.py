@@ -121,9 +121,10 @@ class Server:
         self.shelf.feed.listen(self.health.on_model)
         self._server = grpc.aio.server(options=_channel_args(config))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self.shelf, self.manager, self.pulls, estimator), self._server
+            ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
+            self._server,
         )
-        inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing)
+        inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing, config.stall_timeout_s)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)

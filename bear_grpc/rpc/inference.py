@@ -25,22 +25,26 @@ from .requests import GenerateSpec, input_from_proto, spec_from_proto
 from .status import answer
 from .tenant import scope_of
 from .whole import Whole
+from .writing import write
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, shelf: Shelf, manager: ModelManager, prefix_sharing: str) -> None:
+    def __init__(
+        self, shelf: Shelf, manager: ModelManager, prefix_sharing: str, stall_timeout_s: float
+    ) -> None:
         self._shelf = shelf
         self._manager = manager
         self._prefix_sharing = prefix_sharing
+        self._stall_timeout_s = stall_timeout_s
         self._running: set[str] = set()
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
         async with aclosing(self._events(spec_from_proto(request), context)) as events:
             async for response in events:
-                await context.write(response)
+                await write(context, response, self._stall_timeout_s)
 
     @answer
     async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Any) -> pb.GenerateOnceResponse:
