@@ -28,7 +28,7 @@ from .rpc.health import Health
 from .rpc.inference import InferenceServicer
 from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
-from .rpc.server_info import MAX_MESSAGE_BYTES, ServerServicer
+from .rpc.server_info import ServerServicer
 from .store.store import Store
 from .v1 import (
     inference_service_pb2,
@@ -64,7 +64,11 @@ def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
     return [
         # A second server on the port would share its connections without an error.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # Counted after decompression, and before what is too large is unpacked.
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        # Between the two gRPC refuses by chance.
+        ("grpc.max_metadata_size", config.limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", config.limits.max_metadata_bytes),
         # A client that vanishes without a word frees its slot after these times.
         ("grpc.keepalive_time_ms", round(config.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_s * 1000)),
@@ -106,6 +110,7 @@ class Server:
             stall_timeout_s=config.stall_timeout_s,
             step_target_s=config.step_target_ms / 1000,
             share_prefixes=config.prefix_sharing != "off",
+            input=config.limits,
         )
         self.manager = ModelManager(
             self.shelf,
@@ -124,7 +129,9 @@ class Server:
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
             self._server,
         )
-        inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing, config.stall_timeout_s)
+        inference = InferenceServicer(
+            self.shelf, self.manager, config.prefix_sharing, config.stall_timeout_s, config.limits
+        )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)

@@ -19,6 +19,7 @@ from ..errors import (
     WorkerCrashed,
     from_record,
 )
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from ..protocol import (
     Costs,
@@ -56,6 +57,7 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True
+    input: InputLimits = DEFAULT_LIMITS
 
 
 class ModelExecutor:
@@ -144,6 +146,8 @@ class ModelExecutor:
                 stall_timeout_s=limits.stall_timeout_s,
                 step_target_s=limits.step_target_s,
                 share_prefixes=limits.share_prefixes,
+                max_text_job_s=limits.input.max_text_job_s,
+                max_rendered_chars=limits.input.max_rendered_chars,
                 cost_tables=list(costs),
                 chat_template=chat_template,
             )
