@@ -197,6 +197,7 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
                 weights_bytes=status.weights_bytes,
                 kv_cache_bytes=status.kv_cache_bytes,
                 process_bytes=status.process_bytes,
+                overhead_bytes=max(0, status.process_bytes - status.weights_bytes - status.kv_cache_bytes),
             )
         )
         message.counters.CopyFrom(
