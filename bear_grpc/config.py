@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 import platformdirs
 
+from .input_limits import DEFAULT_LIMITS, InputLimits
 from .params import GenerationDefaults
 from .types import LoadOptions, SandboxMode
 
@@ -72,6 +73,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Of workers. "auto": as far as the kernel has it; "require": no worker without all of it.
     sandbox: SandboxMode = SandboxMode.AUTO
     log_level: str = "INFO"
+    limits: InputLimits = DEFAULT_LIMITS
     models: dict[str, ModelConfig] = {}
 
     def __repr__(self) -> str:
@@ -147,7 +149,10 @@ def load_config(
 ) -> ServerConfig:
     """The settings in force. Flags with value None are not given. Raises ConfigError."""
     values = _from_file(file) if file is not None else {}
+    limits = values.get("limits", {})
     values.update(_from_environment(os.environ if environ is None else environ))
+    if isinstance(limits, dict) and "limits" in values:
+        values["limits"] = limits | values["limits"]
     values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
     values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
     values.setdefault("hub_cache", _hub_cache(os.environ if environ is None else environ))
@@ -196,7 +201,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable in FOREIGN or name == "models":
+        if not variable.startswith(PREFIX) or variable in FOREIGN or name in ("models", "limits"):
+            continue
+        limit = name.removeprefix("limits_")
+        if name != limit and limit in InputLimits.__struct_fields__:
+            values.setdefault("limits", {})[limit] = text
             continue
         if name not in ServerConfig.__struct_fields__:
             log.warning("%s: %s", variable, _unknown(name))

@@ -14,14 +14,9 @@ from typing import Any
 import msgspec
 
 from .errors import FieldViolation
+from .input_limits import DEFAULT_LIMITS, InputLimits
 
-MAX_STOP_SEQUENCES = 16
-MAX_STOP_SEQUENCE_BYTES = 256
-MAX_STOP_TOKENS = 64
-MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**32 - 1
-MAX_N = 16
-MAX_TOP_LOGPROBS = 20
 
 
 class SamplerKind(enum.Enum):
@@ -129,7 +124,9 @@ class SamplingParams(msgspec.Struct, frozen=True):
         windows = [self.repetition_window] * self.uses_penalties + [self.dry_window] * self.uses_dry
         return -1 if -1 in windows else max(windows, default=0)
 
-    def violations(self, prefix: str = "sampling") -> list[FieldViolation]:
+    def violations(
+        self, prefix: str = "sampling", limits: InputLimits = DEFAULT_LIMITS
+    ) -> list[FieldViolation]:
         """All fields that are out of their limits, as the contract states them."""
         found = []
 
@@ -144,8 +141,8 @@ class SamplingParams(msgspec.Struct, frozen=True):
             value = getattr(self, name)
             if not math.isfinite(value) or not 0 < value <= high:
                 wrong(name, f"must be above 0 and at most {high:g}, is {value}")
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            wrong("logit_bias", f"at most {MAX_LOGIT_BIAS} entries, has {len(self.logit_bias)}")
+        if len(self.logit_bias) > limits.max_logit_bias:
+            wrong("logit_bias", f"at most {limits.max_logit_bias} entries, has {len(self.logit_bias)}")
         for place, (_, bias) in enumerate(self.logit_bias):
             if not math.isfinite(bias) or abs(bias) > 1000:
                 wrong(f"logit_bias[{place}].bias", f"must be -1000 to 1000, is {bias}")
@@ -282,7 +279,7 @@ class StopParams(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     min_tokens: int = 0
 
-    def violations(self, prefix: str = "stop") -> list[FieldViolation]:
+    def violations(self, prefix: str = "stop", limits: InputLimits = DEFAULT_LIMITS) -> list[FieldViolation]:
         """All fields that are out of their limits, as the contract states them."""
         found = []
         most = 2**31 - 1 if self.max_tokens is None else max(0, self.max_tokens)
@@ -290,16 +287,16 @@ class StopParams(msgspec.Struct, frozen=True):
             found.append(FieldViolation(f"{prefix}.min_tokens", f"must be 0 to {most}, is {self.min_tokens}"))
         if self.max_tokens is not None and self.max_tokens < 0:
             found.append(FieldViolation(f"{prefix}.max_tokens", f"must be 0 or more, is {self.max_tokens}"))
-        if len(self.sequences) > MAX_STOP_SEQUENCES:
-            text = f"at most {MAX_STOP_SEQUENCES}, has {len(self.sequences)}"
+        if len(self.sequences) > limits.max_stop_sequences:
+            text = f"at most {limits.max_stop_sequences}, has {len(self.sequences)}"
             found.append(FieldViolation(f"{prefix}.sequences", text))
         for place, text in enumerate(self.sequences):
             size = len(text.encode())
-            if not 1 <= size <= MAX_STOP_SEQUENCE_BYTES:
-                limit = f"must be 1 to {MAX_STOP_SEQUENCE_BYTES} bytes, is {size}"
+            if not 1 <= size <= limits.max_stop_sequence_bytes:
+                limit = f"must be 1 to {limits.max_stop_sequence_bytes} bytes, is {size}"
                 found.append(FieldViolation(f"{prefix}.sequences[{place}]", limit))
-        if len(self.token_ids) > MAX_STOP_TOKENS:
-            text = f"at most {MAX_STOP_TOKENS}, has {len(self.token_ids)}"
+        if len(self.token_ids) > limits.max_stop_tokens:
+            text = f"at most {limits.max_stop_tokens}, has {len(self.token_ids)}"
             found.append(FieldViolation(f"{prefix}.token_ids", text))
         return found
 

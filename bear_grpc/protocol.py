@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import msgspec
 
 from .errors import ErrorRecord
+from .input_limits import DEFAULT_LIMITS
 from .params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from .types import (
     CostTable,
@@ -53,6 +54,8 @@ class Load(Frame, frozen=True):
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0  # 0: chosen from the measured step times
     share_prefixes: bool = True
+    max_text_job_s: float = DEFAULT_LIMITS.max_text_job_s
+    max_rendered_chars: int = DEFAULT_LIMITS.max_rendered_chars
     cost_tables: list[CostTable] = []
     chat_template: str | None = None
 

@@ -28,7 +28,7 @@ from .rpc.health import Health
 from .rpc.inference import InferenceServicer
 from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
-from .rpc.server_info import MAX_MESSAGE_BYTES, ServerServicer
+from .rpc.server_info import ServerServicer
 from .store.store import Store
 from .v1 import (
     inference_service_pb2,
@@ -64,7 +64,11 @@ def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
     return [
         # A second server on the port would share its connections without an error.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # Counted after decompression, and before what is too large is unpacked.
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        # Between the two gRPC refuses by chance.
+        ("grpc.max_metadata_size", config.limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", config.limits.max_metadata_bytes),
         # A client that vanishes without a word frees its slot after these times.
         ("grpc.keepalive_time_ms", round(config.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_s * 1000)),
@@ -108,6 +112,7 @@ class Server:
             share_prefixes=config.prefix_sharing != "off",
             heartbeat_timeout_s=config.heartbeat_timeout_s,
             max_restarts=config.max_restarts_per_request,
+            input=config.limits,
         )
         self.manager = ModelManager(
             self.shelf,
@@ -123,9 +128,12 @@ class Server:
         self.shelf.feed.listen(self.health.on_model)
         self._server = grpc.aio.server(options=_channel_args(config))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self.shelf, self.manager, self.pulls, estimator), self._server
+            ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
+            self._server,
         )
-        inference = InferenceServicer(self.shelf, self.manager, config.prefix_sharing)
+        inference = InferenceServicer(
+            self.shelf, self.manager, config.prefix_sharing, config.stall_timeout_s, config.limits
+        )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)

@@ -18,26 +18,28 @@ MAY_BE_LONGER = {"errors.py": 600}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
 SERVER_SIDE = {"rpc", "executor", "models", "store", "server"}
-BOTTOM = {"types", "params", "errors", "load_plan", "suspects"}
+BOTTOM = {"types", "params", "errors", "input_limits", "load_plan", "suspects"}
 
 # What a part may import of bear_grpc, besides itself. `v1` is generated; `testing` may import all.
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
-    "params": {"errors"},
-    "config": {"types", "params", "errors"},
+    "input_limits": set(),
+    "params": {"errors", "input_limits"},
+    "config": {"types", "input_limits", "params", "errors"},
     "host": set(),
     "suspects": set(),
     "load_plan": {"types", "errors"},
-    "protocol": {"types", "params", "errors"},
+    "protocol": {"types", "input_limits", "params", "errors"},
     "backend": {"host", "types", "params", "errors", "protocol", "load_plan"},
     "engine": {"types", "params", "errors", "protocol", "backend"},
-    "worker": {"types", "params", "errors", "protocol", "backend", "engine", "suspects"},
-    "executor": {"types", "params", "errors", "protocol", "suspects"},
+    "worker": {"types", "input_limits", "params", "errors", "protocol", "backend", "engine", "suspects"},
+    "executor": {"types", "input_limits", "params", "errors", "protocol", "suspects"},
     "store": {"types", "errors"},
     "models": {"host", "types", "params", "errors", "protocol", "config", "executor", "store", "load_plan"},
     "rpc": {
         "types",
+        "input_limits",
         "params",
         "errors",
         "protocol",
@@ -48,7 +50,19 @@ MAY_IMPORT = {
         "v1",
         "__init__",
     },
-    "server": {"types", "params", "errors", "config", "executor", "models", "store", "rpc", "v1", "__init__"},
+    "server": {
+        "types",
+        "input_limits",
+        "params",
+        "errors",
+        "config",
+        "executor",
+        "models",
+        "store",
+        "rpc",
+        "v1",
+        "__init__",
+    },
     "client": {"v1", "errors", "__init__"},
     "cli": {"client", "v1", "config", "server", "errors", "types", "__init__"},
     "demo": {"client", "cli", "v1", "__init__"},

@@ -95,6 +95,9 @@ def ps(
         ),
         right=("MEMORY", "RUNNING", "WAITING", "KV", "IDLE", *more),
     )
+    if len(found) > 1:
+        total = sum(output.memory_bytes(model.status) for model in found)
+        output.note(f"{output.size(total)} in all")
 
 
 def register(

@@ -20,6 +20,7 @@ from ..errors import (
     WorkerCrashed,
     from_record,
 )
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from ..protocol import (
     Cancel,
@@ -67,6 +68,7 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     share_prefixes: bool = True
     heartbeat_timeout_s: float = 10.0
     max_restarts: int = 3
+    input: InputLimits = DEFAULT_LIMITS
 
 
 class ModelExecutor:
@@ -159,6 +161,8 @@ class ModelExecutor:
             stall_timeout_s=limits.stall_timeout_s,
             step_target_s=limits.step_target_s,
             share_prefixes=limits.share_prefixes,
+            max_text_job_s=limits.input.max_text_job_s,
+            max_rendered_chars=limits.input.max_rendered_chars,
             cost_tables=list(costs),
             chat_template=chat_template,
         )

@@ -88,9 +88,15 @@ class Unloads:
         cancelled = await executor.drain(drain_timeout_s)
         held = executor.memory_bytes
         await executor.stop()
+        # Its end gives everything back: what is still held is held by a process that has not ended.
+        left = executor.memory_bytes
         self._shelf.move(entry, ModelState.AVAILABLE)
-        log.info("%s is unloaded, %d bytes are free again", entry.name, held)
-        return Unloaded(held, cancelled)
+        if left:
+            log.warning(
+                "%s is unloaded, but its process %d still holds %d bytes", entry.name, executor.pid, left
+            )
+        log.info("%s is unloaded, %d bytes are free again", entry.name, held - left)
+        return Unloaded(max(0, held - left), cancelled)
 
 
 def _tell(task: asyncio.Task[Unloaded]) -> None:

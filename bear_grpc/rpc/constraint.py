@@ -5,14 +5,10 @@ from __future__ import annotations
 import re
 
 from ..errors import InvalidField
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..params import Constraint, ConstraintKind
 from ..v1 import inference_service_pb2 as pb
 from .convert import Collector
-
-MAX_CONSTRAINT_BYTES = 64 * 1024
-MAX_CHOICES = 1024
-# Compilers go down one call for each bracket, on a stack of a fixed size.
-MAX_NESTING = 200
 
 # What holds brackets that do not nest, first; then a bracket. What is not closed goes to the end:
 # it is searched once.
@@ -28,7 +24,9 @@ _PARTS = {
 }
 
 
-def constraint_from_proto(request: pb.GenerateRequest) -> Constraint | None:
+def constraint_from_proto(
+    request: pb.GenerateRequest, limits: InputLimits = DEFAULT_LIMITS
+) -> Constraint | None:
     """None if the request has no constraint. Raises InvalidField."""
     if not request.HasField("constraint"):
         return None
@@ -37,13 +35,14 @@ def constraint_from_proto(request: pb.GenerateRequest) -> Constraint | None:
         raise InvalidField("constraint", "one of json_schema_json, regex, choices, lark, gbnf is required")
     kind = ConstraintKind(which.removesuffix("_json"))
     if which == "choices":
-        return Constraint(kind, choices=_choices(request.constraint.choices))
+        return Constraint(kind, choices=_choices(request.constraint.choices, limits))
     text: str = getattr(request.constraint, which)
     field = f"constraint.{which}"
-    _check_size(field, len(text.encode()))
+    _check_size(field, len(text.encode()), limits)
     depth = nesting(kind, text)
-    if depth > MAX_NESTING:
-        raise InvalidField(field, f"must nest at most {MAX_NESTING} brackets, nests {depth}")
+    if depth > limits.max_constraint_depth:
+        most = limits.max_constraint_depth
+        raise InvalidField(field, f"must nest at most {most} brackets, nests {depth}")
     return Constraint(kind, text)
 
 
@@ -60,16 +59,16 @@ def nesting(kind: ConstraintKind, text: str) -> int:
     return deepest
 
 
-def _choices(message: pb.Choices) -> tuple[str, ...]:
+def _choices(message: pb.Choices, limits: InputLimits) -> tuple[str, ...]:
     wrong = Collector()
     field, values = "constraint.choices.values", tuple(message.values)
-    if not 1 <= len(values) <= MAX_CHOICES:
-        wrong.add(field, f"must hold 1 to {MAX_CHOICES}, has {len(values)}")
-    wrong.take(lambda: _check_size(field, sum(len(value.encode()) for value in values)), None)
+    if not 1 <= len(values) <= limits.max_choices:
+        wrong.add(field, f"must hold 1 to {limits.max_choices}, has {len(values)}")
+    wrong.take(lambda: _check_size(field, sum(len(value.encode()) for value in values), limits), None)
     wrong.raise_found()
     return values
 
 
-def _check_size(field: str, size: int) -> None:
-    if size > MAX_CONSTRAINT_BYTES:
-        raise InvalidField(field, f"must be at most {MAX_CONSTRAINT_BYTES} bytes, is {size}")
+def _check_size(field: str, size: int, limits: InputLimits) -> None:
+    if size > limits.max_constraint_bytes:
+        raise InvalidField(field, f"must be at most {limits.max_constraint_bytes} bytes, is {size}")

@@ -14,6 +14,7 @@ import msgspec
 from google.protobuf import timestamp_pb2
 
 from ..errors import FieldViolation, InvalidField
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.entry import ModelEntry, ModelStatus
 from ..params import GenerationDefaults, SamplerKind, SamplingParams
 from ..types import CostTable, HubSource, KvCacheType, LoadOptions, ModelFile, PullProgress, check
@@ -97,7 +98,9 @@ def load_options_to_proto(options: LoadOptions) -> pb.LoadOptions:
     return message
 
 
-def overrides_from_proto(message: inference_pb.SamplingParams) -> dict[str, Any]:
+def overrides_from_proto(
+    message: inference_pb.SamplingParams, limits: InputLimits = DEFAULT_LIMITS
+) -> dict[str, Any]:
     """The sampling values that are set, by name. Raises InvalidField for bad ones."""
     wrong = Collector()
     names = [name for name in SamplingParams.__struct_fields__ if name not in _REPEATED]
@@ -109,7 +112,7 @@ def overrides_from_proto(message: inference_pb.SamplingParams) -> dict[str, Any]
     if message.sampler_order:
         values["sampler_order"] = _sampler_order(message.sampler_order, wrong)
     # Unset fields have good values, so all that is found wrong was set.
-    wrong.found += SamplingParams(**values).violations()
+    wrong.found += SamplingParams(**values).violations(limits=limits)
     wrong.raise_found()
     return values
 
@@ -194,6 +197,7 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
                 weights_bytes=status.weights_bytes,
                 kv_cache_bytes=status.kv_cache_bytes,
                 process_bytes=status.process_bytes,
+                overhead_bytes=max(0, status.process_bytes - status.weights_bytes - status.kv_cache_bytes),
             )
         )
         message.counters.CopyFrom(

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..executor.executor import ModelExecutor
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
 from ..params import MAX_SEED, GenerationInput, TokensInput
@@ -20,26 +21,36 @@ from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .convert import Collector, status_to_proto
 from .events import response_to_proto
-from .requests import GenerateSpec, input_from_proto, spec_from_proto
+from .requests import GenerateSpec, check_token_ids, input_from_proto, spec_from_proto
 from .status import answer
 from .tenant import scope_of
 from .whole import Whole
+from .writing import write
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, shelf: Shelf, manager: ModelManager, prefix_sharing: str) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        manager: ModelManager,
+        prefix_sharing: str,
+        stall_timeout_s: float,
+        limits: InputLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._shelf = shelf
         self._manager = manager
         self._prefix_sharing = prefix_sharing
+        self._stall_timeout_s = stall_timeout_s
+        self._limits = limits
         self._running: set[str] = set()
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        async with aclosing(self._events(spec_from_proto(request), context)) as events:
+        async with aclosing(self._events(spec_from_proto(request, self._limits), context)) as events:
             async for response in events:
-                await context.write(response)
+                await write(context, response, self._stall_timeout_s)
 
     @answer
     async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Any) -> pb.GenerateOnceResponse:
@@ -53,7 +64,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def _once(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateOnceResponse:
         """The events of a generation, put together."""
-        spec = spec_from_proto(request)
+        spec = spec_from_proto(request, self._limits)
         whole = Whole(spec.n)
         async with aclosing(self._events(spec, context)) as events:
             async for response in events:
@@ -62,7 +73,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     @answer
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
-        source = _input_of(request)
+        source = _input_of(request, self._limits)
         executor = await self._manager.executor(request.model)
         result = await executor.text(source, include_pieces=request.include_pieces)
         ids = struct.unpack(f"<{len(result.ids) // 4}i", result.ids)
@@ -72,14 +83,15 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
         if not request.model:
             raise InvalidField("model", "is required")
-        executor = await self._manager.executor(request.model)
         ids = list(request.token_ids)
+        check_token_ids("token_ids", ids, self._limits)
+        executor = await self._manager.executor(request.model)
         result = await executor.text(token_ids=ids, include_special=request.include_special)
         return pb.DetokenizeResponse(text=result.raw.decode(errors="replace"), raw=result.raw)
 
     @answer
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
-        source = _input_of(request)
+        source = _input_of(request, self._limits)
         executor = await self._manager.executor(request.model)
         result = await executor.text(source)
         ready = self._shelf.get(request.model).ready
@@ -161,12 +173,12 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         await loading
 
 
-def _input_of(request: pb.TokenizeRequest | pb.CountTokensRequest) -> GenerationInput:
+def _input_of(request: pb.TokenizeRequest | pb.CountTokensRequest, limits: InputLimits) -> GenerationInput:
     """The input of a request for tokens. Raises InvalidField naming every wrong field."""
     wrong = Collector()
     if not request.model:
         wrong.add("model", "is required")
     source: GenerationInput = TokensInput([])
-    source = wrong.take(lambda: input_from_proto(request), source)
+    source = wrong.take(lambda: input_from_proto(request, limits), source)
     wrong.raise_found()
     return source

@@ -30,6 +30,7 @@ from .convert import (
 from .inspection import metadata_to_proto, mix_to_proto, plan_to_proto, tensors_to_proto
 from .pulls import source_from_proto, steps_of, target_of
 from .status import answer
+from .writing import write
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 DEFAULT_PAGE = 100
@@ -41,11 +42,19 @@ DEFAULT_DRAIN_S = 30.0
 class ModelServicer(pb_grpc.ModelServiceServicer):
     """Streaming methods write to their context: a generator would be closed late or never."""
 
-    def __init__(self, shelf: Shelf, manager: ModelManager, pulls: PullManager, estimator: Estimator) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        manager: ModelManager,
+        pulls: PullManager,
+        estimator: Estimator,
+        stall_timeout_s: float,
+    ) -> None:
         self._shelf = shelf
         self._manager = manager
         self._pulls = pulls
         self._estimator = estimator
+        self._stall_timeout_s = stall_timeout_s
 
     @answer
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
@@ -89,7 +98,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         with self._shelf.feed.watch(now) as watcher:
             async for status in watcher:
                 if not names or status.name in names:
-                    await context.write(pb.WatchModelsResponse(status=status_to_proto(status)))
+                    message = pb.WatchModelsResponse(status=status_to_proto(status))
+                    await write(context, message, self._stall_timeout_s)
         raise Draining()  # only the server's stop ends the feed
 
     @answer
@@ -149,9 +159,10 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         download = self._pulls.begin(target_of(request))
         async with aclosing(steps_of(download)) as steps:
             async for step in steps:
-                await context.write(step)
+                await write(context, step, self._stall_timeout_s)
         model = model_to_proto(self._shelf.get(download.name))
-        await context.write(pb.PullModelResponse(completed=pb.PullCompleted(model=model)))
+        last = pb.PullModelResponse(completed=pb.PullCompleted(model=model))
+        await write(context, last, self._stall_timeout_s)
 
     @answer
     async def CancelPull(self, request: pb.CancelPullRequest, context: Any) -> pb.CancelPullResponse:

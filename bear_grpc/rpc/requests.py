@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from google.protobuf import json_format
 
 from ..errors import FeatureUnsupported, InvalidField
+from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.entry import ModelEntry
 from ..params import (
-    MAX_N,
-    MAX_TOP_LOGPROBS,
     ChatInput,
     ChatTurn,
     Constraint,
@@ -28,8 +28,6 @@ from ..v1 import inference_service_pb2 as pb
 from .constraint import constraint_from_proto
 from .convert import Collector, enum_from_proto, overrides_from_proto
 
-MAX_TEXT_BYTES = 2**20
-MAX_MESSAGES = 1024
 MAX_TAG_BYTES = 64
 # Templates write the role between control tokens: it must not be able to form one.
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -59,7 +57,7 @@ class GenerateSpec(msgspec.Struct, frozen=True):
         return sampling, msgspec.structs.replace(self.stop, default_max_tokens=entry.max_tokens)
 
 
-def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
+def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_LIMITS) -> GenerateSpec:
     """Raises InvalidField (every bad field named) or FeatureUnsupported."""
     wrong = Collector()
     if not request.model:
@@ -68,8 +66,8 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
         if len(getattr(request, name).encode()) > limit:
             wrong.add(name, f"must be at most {limit} bytes")
     n = request.n if request.HasField("n") else 1
-    if not 1 <= n <= MAX_N:
-        wrong.add("n", f"must be 1 to {MAX_N}, is {n}")
+    if not 1 <= n <= limits.max_answers:
+        wrong.add("n", f"must be 1 to {limits.max_answers}, is {n}")
     if request.priority not in pb.Priority.values():
         wrong.add("priority", f"must be a named value, is {request.priority}")
     stop = StopParams(
@@ -79,18 +77,18 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
         ignore_eos=request.stop.ignore_eos,
         min_tokens=request.stop.min_tokens,
     )
-    wrong.found += stop.violations()
-    sampling: dict[str, Any] = wrong.take(lambda: overrides_from_proto(request.sampling), {})
-    constraint = wrong.take(lambda: constraint_from_proto(request), None)
+    wrong.found += stop.violations(limits=limits)
+    sampling: dict[str, Any] = wrong.take(lambda: overrides_from_proto(request.sampling, limits), {})
+    constraint = wrong.take(lambda: constraint_from_proto(request, limits), None)
     source: GenerationInput = TokensInput([])
-    source = wrong.take(lambda: input_from_proto(request), source)
+    source = wrong.take(lambda: input_from_proto(request, limits), source)
     spec = GenerateSpec(
         model=request.model,
         input=source,
         sampling=sampling,
         stop=stop,
         n=n,
-        output=_output(request.output, wrong),
+        output=_output(request.output, wrong, limits),
         constraint=constraint,
         overflow=wrong.take(lambda: _overflow(request.overflow_policy), OverflowPolicy.ERROR),
         queue_progress=request.output.queue_progress,
@@ -104,9 +102,10 @@ def spec_from_proto(request: pb.GenerateRequest) -> GenerateSpec:
     return spec
 
 
-def _output(options: pb.OutputOptions, wrong: Collector) -> OutputParams:
-    if not 0 <= options.top_logprobs <= MAX_TOP_LOGPROBS:
-        wrong.add("output.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, is {options.top_logprobs}")
+def _output(options: pb.OutputOptions, wrong: Collector, limits: InputLimits) -> OutputParams:
+    most = limits.max_top_logprobs
+    if not 0 <= options.top_logprobs <= most:
+        wrong.add("output.top_logprobs", f"must be 0 to {most}, is {options.top_logprobs}")
     return OutputParams(
         tokens=options.token_ids,
         logprobs=options.logprobs,
@@ -130,13 +129,14 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
 
 def input_from_proto(
     request: pb.GenerateRequest | pb.TokenizeRequest | pb.CountTokensRequest,
+    limits: InputLimits = DEFAULT_LIMITS,
 ) -> GenerationInput:
     """The `oneof input` of a request. Raises InvalidField."""
     which = request.WhichOneof("input")
     match which:
         case "prompt" | "text":
             text = getattr(request, which)
-            _check_text(which, len(text.encode()))
+            _check_text(which, [text], limits)
             if not isinstance(request, pb.TokenizeRequest):
                 return PromptInput(text)
             add_special = request.add_special if request.HasField("add_special") else True
@@ -145,18 +145,20 @@ def input_from_proto(
             ids = list(request.token_ids.ids)  # type: ignore[union-attr]
             if not ids:
                 raise InvalidField("token_ids.ids", "must hold at least one id")
+            check_token_ids("token_ids.ids", ids, limits)
             return TokensInput(ids)
         case "chat":
-            return _chat_from_proto(request.chat)
+            return _chat_from_proto(request.chat, limits)
     one_of = "text, chat" if isinstance(request, pb.TokenizeRequest) else "prompt, token_ids, chat"
     raise InvalidField("input", f"one of {one_of} is required")
 
 
-def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
-    if not 1 <= len(chat.messages) <= MAX_MESSAGES:
-        raise InvalidField("chat.messages", f"must hold 1 to {MAX_MESSAGES}, has {len(chat.messages)}")
+def _chat_from_proto(chat: pb.ChatInput, limits: InputLimits) -> ChatInput:
+    most = limits.max_messages
+    if not 1 <= len(chat.messages) <= most:
+        raise InvalidField("chat.messages", f"must hold 1 to {most}, has {len(chat.messages)}")
     wrong = Collector()
-    turns, size = [], 0
+    turns = []
     for place, message in enumerate(chat.messages):
         if not _ROLE.fullmatch(message.role):
             wrong.add(f"chat.messages[{place}].role", f"must match {_ROLE.pattern}")
@@ -164,9 +166,8 @@ def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
             if part.WhichOneof("part") != "text":
                 wrong.add(f"chat.messages[{place}].content[{part_place}]", "text is required")
         text = "".join(part.text for part in message.content)
-        size += len(text.encode())
         turns.append(ChatTurn(message.role, text))
-    wrong.take(lambda: _check_text("chat.messages", size), None)
+    wrong.take(lambda: _check_text("chat.messages", [turn.content for turn in turns], limits), None)
     wrong.raise_found()
     return ChatInput(
         turns,
@@ -175,6 +176,18 @@ def _chat_from_proto(chat: pb.ChatInput) -> ChatInput:
     )
 
 
-def _check_text(field: str, size: int) -> None:
-    if size > MAX_TEXT_BYTES:
-        raise InvalidField(field, f"must be at most {MAX_TEXT_BYTES} bytes, is {size}")
+def check_token_ids(field: str, ids: Sequence[int], limits: InputLimits) -> None:
+    """Raises InvalidField if there are too many. Which ids there are is the model's."""
+    if len(ids) > limits.max_token_ids:
+        raise InvalidField(field, f"must hold at most {limits.max_token_ids}, has {len(ids)}")
+
+
+def _check_text(field: str, texts: Sequence[str], limits: InputLimits) -> None:
+    data = [text.encode() for text in texts]
+    size = sum(map(len, data))
+    if size > limits.max_text_bytes:
+        raise InvalidField(field, f"must be at most {limits.max_text_bytes} bytes, is {size}")
+    most = limits.max_unbroken_bytes
+    longest = max((len(run) for each in data if len(each) > most for run in each.split()), default=0)
+    if longest > most:
+        raise InvalidField(field, f"must have white space at least every {most} bytes, has none in {longest}")

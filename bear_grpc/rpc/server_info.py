@@ -11,16 +11,14 @@ from ..config import ServerConfig
 from ..errors import FeatureUnsupported
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
+from ..input_limits import InputLimits
 from ..models.shelf import Shelf
-from ..params import MAX_STOP_SEQUENCE_BYTES, MAX_STOP_SEQUENCES
 from ..protocol import ProbeResult
 from ..types import SandboxState
 from ..v1 import server_service_pb2 as pb
 from ..v1 import server_service_pb2_grpc as pb_grpc
-from .requests import MAX_TEXT_BYTES
 from .status import answer
 
-MAX_MESSAGE_BYTES = 4 * 2**20
 _KINDS = {
     "cpu": pb.DEVICE_KIND_CPU,
     "gpu": pb.DEVICE_KIND_GPU,
@@ -32,6 +30,10 @@ _SANDBOX = {
     SandboxState.PARTIAL: pb.SANDBOX_STATE_PARTIAL,
     SandboxState.ON: pb.SANDBOX_STATE_ON,
 }
+# All that the contract names.
+_TOLD_LIMITS = [
+    name for name in InputLimits.__struct_fields__ if name in pb.ServerLimits.DESCRIPTOR.fields_by_name
+]
 
 
 class ServerServicer(pb_grpc.ServerServiceServicer):
@@ -70,11 +72,8 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
             for device in found.devices
         ]
         limits = pb.ServerLimits(
-            max_text_bytes=MAX_TEXT_BYTES,
-            max_stop_sequences=MAX_STOP_SEQUENCES,
-            max_stop_sequence_bytes=MAX_STOP_SEQUENCE_BYTES,
             max_waiting_requests=self._config.max_waiting_requests,
-            max_message_bytes=MAX_MESSAGE_BYTES,
+            **{name: getattr(self._config.limits, name) for name in _TOLD_LIMITS},
         )
         return pb.GetServerInfoResponse(
             version=__version__,

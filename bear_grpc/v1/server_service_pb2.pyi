@@ -128,6 +128,17 @@ class ServerLimits(_message.Message):
     MAX_STOP_SEQUENCE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_METADATA_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_UNBROKEN_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MAX_ANSWERS_FIELD_NUMBER: _builtins.int
+    MAX_STOP_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MAX_CONSTRAINT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CONSTRAINT_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_CHOICES_FIELD_NUMBER: _builtins.int
     max_text_bytes: _builtins.int
     """Longest text of a prompt, of all chat messages together, or of a text
     to tokenize, in UTF-8 bytes.
@@ -140,6 +151,28 @@ class ServerLimits(_message.Message):
     """Most requests that wait for one model."""
     max_message_bytes: _builtins.int
     """Largest gRPC message that the server takes."""
+    max_metadata_bytes: _builtins.int
+    """Most metadata of a call, names, values and 32 bytes for each together."""
+    max_unbroken_bytes: _builtins.int
+    """Longest text without white space, in UTF-8 bytes."""
+    max_messages: _builtins.int
+    """Most messages of a conversation."""
+    max_token_ids: _builtins.int
+    """Most token ids of a prompt, or to detokenize."""
+    max_answers: _builtins.int
+    """Most answers of a request (`n`)."""
+    max_stop_tokens: _builtins.int
+    """Most stop tokens of a request."""
+    max_logit_bias: _builtins.int
+    """Most logit biases of a request."""
+    max_top_logprobs: _builtins.int
+    """Most `top_logprobs`."""
+    max_constraint_bytes: _builtins.int
+    """Longest constraint, or all choices together, in UTF-8 bytes."""
+    max_constraint_depth: _builtins.int
+    """Most brackets of a constraint that are open at a time."""
+    max_choices: _builtins.int
+    """Most choices of a constraint."""
     def __init__(
         self,
         *,
@@ -148,10 +181,21 @@ class ServerLimits(_message.Message):
         max_stop_sequence_bytes: _builtins.int = ...,
         max_waiting_requests: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_metadata_bytes: _builtins.int = ...,
+        max_unbroken_bytes: _builtins.int = ...,
+        max_messages: _builtins.int = ...,
+        max_token_ids: _builtins.int = ...,
+        max_answers: _builtins.int = ...,
+        max_stop_tokens: _builtins.int = ...,
+        max_logit_bias: _builtins.int = ...,
+        max_top_logprobs: _builtins.int = ...,
+        max_constraint_bytes: _builtins.int = ...,
+        max_constraint_depth: _builtins.int = ...,
+        max_choices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_message_bytes", b"max_message_bytes", "max_stop_sequence_bytes", b"max_stop_sequence_bytes", "max_stop_sequences", b"max_stop_sequences", "max_text_bytes", b"max_text_bytes", "max_waiting_requests", b"max_waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answers", b"max_answers", "max_choices", b"max_choices", "max_constraint_bytes", b"max_constraint_bytes", "max_constraint_depth", b"max_constraint_depth", "max_logit_bias", b"max_logit_bias", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_metadata_bytes", b"max_metadata_bytes", "max_stop_sequence_bytes", b"max_stop_sequence_bytes", "max_stop_sequences", b"max_stop_sequences", "max_stop_tokens", b"max_stop_tokens", "max_text_bytes", b"max_text_bytes", "max_token_ids", b"max_token_ids", "max_top_logprobs", b"max_top_logprobs", "max_unbroken_bytes", b"max_unbroken_bytes", "max_waiting_requests", b"max_waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -819,6 +819,7 @@ class MemoryLedger(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     PROCESS_BYTES_FIELD_NUMBER: _builtins.int
+    OVERHEAD_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """The weights, as llama.cpp counts them."""
     kv_cache_bytes: _builtins.int
@@ -828,16 +829,22 @@ class MemoryLedger(_message.Message):
     of those it has in common with others (PSS). 0 where the system does not
     tell.
     """
+    overhead_bytes: _builtins.int
+    """What `process_bytes` holds besides weights and KV cache: compute buffers,
+    vocabulary, kept snapshots, the interpreter. 0 where weights or KV cache
+    lie elsewhere, such as on a GPU, or have not been touched yet.
+    """
     def __init__(
         self,
         *,
         weights_bytes: _builtins.int = ...,
         kv_cache_bytes: _builtins.int = ...,
         process_bytes: _builtins.int = ...,
+        overhead_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_bytes", b"kv_cache_bytes", "process_bytes", b"process_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_bytes", b"kv_cache_bytes", "overhead_bytes", b"overhead_bytes", "process_bytes", b"process_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,15 +122,20 @@ class Worker:
             self._factory,
             post=post,
             mark=_no_mark if self._page is None else self._page.mark_step,
-            on_ready=functools.partial(self._on_ready, frame.chat_template),
+            on_ready=functools.partial(self._on_ready, frame),
             on_failed=self._connection.close_after_sending,
         )
         self._owner.start()
 
-    def _on_ready(self, chat_template: str | None, backend: Backend, engine: Engine) -> None:
+    def _on_ready(self, load: Load, backend: Backend, engine: Engine) -> None:
         """Owner thread: the model is loaded, requests may come from now on."""
         assert backend.options.context_length is not None
-        preparer = Preparer(backend.vocabulary, backend.options.context_length, chat_template)
+        preparer = Preparer(
+            backend.vocabulary,
+            backend.options.context_length,
+            load.chat_template,
+            max_rendered_chars=load.max_rendered_chars,
+        )
         preparer.warm_up()
         post = self._connection.post
         self._engine = engine
@@ -138,6 +143,7 @@ class Worker:
             preparer,
             post=post,
             to_owner=self._ready_owner().put,
+            limit_s=load.max_text_job_s,
             mark=_no_mark if self._page is None else self._page.mark_text,
         )
         self._text.launch()

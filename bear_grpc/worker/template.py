@@ -16,9 +16,8 @@ import jinja2.sandbox
 
 from ..backend.base import Vocabulary
 from ..errors import InvalidField
+from ..input_limits import DEFAULT_LIMITS
 from ..params import ChatInput
-
-MAX_RENDERED_CHARS = 4 * 2**20
 
 
 class _Refusal(Exception):
@@ -36,7 +35,12 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 class ChatTemplate:
     """A compiled template with the names that model templates expect."""
 
-    def __init__(self, source: str, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        source: str,
+        vocabulary: Vocabulary,
+        max_chars: int = DEFAULT_LIMITS.max_rendered_chars,
+    ) -> None:
         """Raises InvalidField when the template does not compile."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
@@ -44,6 +48,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        self._max_chars = max_chars
         self._specials = {f"{name}_token": vocabulary.special_text(name) for name in ("bos", "eos")}
         try:
             self._template = environment.from_string(source)
@@ -63,8 +68,8 @@ class ChatTemplate:
             for piece in self._template.generate(values):
                 pieces.append(piece)
                 size += len(piece)
-                if size > MAX_RENDERED_CHARS:
-                    raise _Refusal(f"it gives more than {MAX_RENDERED_CHARS} characters")
+                if size > self._max_chars:
+                    raise _Refusal(f"it gives more than {self._max_chars} characters")
         except _Refusal as exc:
             raise InvalidField("chat.messages", f"the model's chat template refuses them: {exc}") from exc
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as exc:

@@ -21,6 +21,7 @@ from ..engine.resume import take_up
 from ..engine.sequence import Sequence
 from ..engine.stop import TextMachine
 from ..errors import BackendError, BearError, ErrorRecord, InvalidField
+from ..input_limits import DEFAULT_LIMITS
 from ..params import (
     MAX_SEED,
     ChatInput,
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 # Tokenizers with regular expressions recurse on long runs of letters.
 STACK_BYTES = 256 * 2**20
-JOB_LIMIT_S = 2.0
 STUCK_S = 5.0
 # Tokens that are replayed take longer than those that are read.
 REPLAY_TOKEN_S = 0.002
@@ -60,11 +60,19 @@ class _JobTimeout(BaseException):
 class Preparer:
     """What the text thread knows: a model's vocabulary, template and limits."""
 
-    def __init__(self, vocabulary: Vocabulary, context_length: int, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        context_length: int,
+        chat_template: str | None = None,
+        *,
+        max_rendered_chars: int = DEFAULT_LIMITS.max_rendered_chars,
+    ) -> None:
         """`chat_template` takes the place of the model's own."""
         self._vocabulary = vocabulary
         self._context_length = context_length
         self._template_source = chat_template
+        self._max_rendered_chars = max_rendered_chars
         self._template: ChatTemplate | None = None
 
     def warm_up(self) -> None:
@@ -188,7 +196,7 @@ class Preparer:
             source = self._template_source or self._vocabulary.chat_template()
             if source is None:
                 raise InvalidField("chat", "the model has no chat template; use prompt")
-            self._template = ChatTemplate(source, self._vocabulary)
+            self._template = ChatTemplate(source, self._vocabulary, self._max_rendered_chars)
         return self._template
 
     def _check_ids(self, field: str, ids: list[int]) -> None:
@@ -224,7 +232,7 @@ class TextThread(threading.Thread):
         *,
         post: Callable[[Frame], None],
         to_owner: Callable[[Sequence], None],
-        limit_s: float = JOB_LIMIT_S,
+        limit_s: float = DEFAULT_LIMITS.max_text_job_s,
         mark: Callable[[int], None] = lambda job: None,
     ) -> None:
         """`limit_s` is how long a job may take before `interrupt_overdue` ends it.

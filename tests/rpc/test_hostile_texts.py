@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bear_grpc.input_limits import DEFAULT_LIMITS
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.ggufs import write_tiny_llama
@@ -73,7 +74,9 @@ async def test_a_long_text_of_any_kind_does_not_hold_up_the_others(
 ) -> None:
     """SPM takes quadratic time for characters without a token: a mebibyte of them took a minute."""
     pid = (await api.status(model)).worker_process_id
-    text = unit * (MEBI // len(unit.encode()))
+    # As long without white space as may be.
+    longest = DEFAULT_LIMITS.max_unbroken_bytes
+    text = " ".join([unit * ((longest - 1) // len(unit.encode()))] * (MEBI // longest))
     call = api.inference.CountTokens(inference_pb.CountTokensRequest(model=model, prompt=text))
     job = asyncio.gather(call, return_exceptions=True)
     began = time.monotonic()

@@ -105,6 +105,27 @@ async def test_a_worker_is_told_the_chat_template_of_the_catalog(world):
     assert (await world.load("a")).chat_template == "{{ messages }}"
 
 
+async def test_an_unload_that_does_not_give_everything_back_says_so(world, caplog):
+    await world.add("a")
+    executor = await world.load("a")
+    executor.memory_bytes = 100
+
+    async def stop():
+        executor.memory_bytes = 30
+
+    executor.stop = stop
+    assert (await world.manager.unload("a", 0.0)).released_bytes == 70
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "still holds 30 bytes" in line
+
+
+async def test_an_unload_that_gives_everything_back_warns_of_nothing(world, caplog):
+    await world.add("a")
+    (await world.load("a")).memory_bytes = 100
+    assert (await world.manager.unload("a", 0.0)).released_bytes == 100
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 async def test_an_unload_ends_a_load_and_its_waiters(world):
     entry = await world.add("a")
     waiting = [asyncio.ensure_future(outcome(call)) for call in (world.manager.load("a"), use(world, "a"))]

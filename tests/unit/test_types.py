@@ -8,11 +8,9 @@ import msgspec
 import pytest
 
 from bear_grpc.errors import FieldViolation, InvalidField
+from bear_grpc.input_limits import DEFAULT_LIMITS
 from bear_grpc.params import (
     MAX_DRY_BREAKERS,
-    MAX_LOGIT_BIAS,
-    MAX_STOP_SEQUENCES,
-    MAX_STOP_TOKENS,
     SAMPLER_ORDER,
     SamplerKind,
     SamplingParams,
@@ -155,8 +153,8 @@ def test_sampling_bias_at_the_limits_is_good():
 
 
 def test_sampling_too_many_biases_are_named():
-    assert SamplingParams(logit_bias=((1, 0.0),) * MAX_LOGIT_BIAS).violations() == []
-    [violation] = SamplingParams(logit_bias=((1, 0.0),) * (MAX_LOGIT_BIAS + 1)).violations()
+    assert SamplingParams(logit_bias=((1, 0.0),) * DEFAULT_LIMITS.max_logit_bias).violations() == []
+    [violation] = SamplingParams(logit_bias=((1, 0.0),) * (DEFAULT_LIMITS.max_logit_bias + 1)).violations()
     assert violation == FieldViolation("sampling.logit_bias", "at most 1024 entries, has 1025")
 
 
@@ -290,8 +288,8 @@ def test_stop_max_tokens_0_is_good_and_below_is_named():
 
 
 def test_stop_too_many_sequences_are_named():
-    assert StopParams(sequences=("a",) * MAX_STOP_SEQUENCES).violations() == []
-    [violation] = StopParams(sequences=("a",) * (MAX_STOP_SEQUENCES + 1)).violations()
+    assert StopParams(sequences=("a",) * DEFAULT_LIMITS.max_stop_sequences).violations() == []
+    [violation] = StopParams(sequences=("a",) * (DEFAULT_LIMITS.max_stop_sequences + 1)).violations()
     assert violation == FieldViolation("stop.sequences", "at most 16, has 17")
 
 
@@ -306,8 +304,8 @@ def test_stop_sequence_of_256_bytes_is_good():
 
 
 def test_stop_too_many_token_ids_are_named():
-    assert StopParams(token_ids=(1,) * MAX_STOP_TOKENS).violations() == []
-    [violation] = StopParams(token_ids=(1,) * (MAX_STOP_TOKENS + 1)).violations()
+    assert StopParams(token_ids=(1,) * DEFAULT_LIMITS.max_stop_tokens).violations() == []
+    [violation] = StopParams(token_ids=(1,) * (DEFAULT_LIMITS.max_stop_tokens + 1)).violations()
     assert violation == FieldViolation("stop.token_ids", "at most 64, has 65")
 
 

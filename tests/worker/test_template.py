@@ -9,14 +9,13 @@ import pytest
 from bear_grpc.errors import InvalidField
 from bear_grpc.params import ChatInput, ChatTurn
 from bear_grpc.testing import FakeVocabulary
-from bear_grpc.worker import template
 from bear_grpc.worker.template import ChatTemplate
 
 HELLO = ChatInput([ChatTurn("user", "hello"), ChatTurn("assistant", "hi")])
 
 
-def render(source: str, chat: ChatInput = HELLO) -> str:
-    return ChatTemplate(source, FakeVocabulary()).render(chat)
+def render(source: str, chat: ChatInput = HELLO, **limits: int) -> str:
+    return ChatTemplate(source, FakeVocabulary(), **limits).render(chat)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,7 @@ def test_template_that_does_not_compile_is_told_as_the_models_fault(source):
         render(source)
 
 
-def test_template_output_over_the_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(template, "MAX_RENDERED_CHARS", 100)
-    assert len(render("{% for i in range(10) %}{{ 'x' * 10 }}{% endfor %}")) == 100
+def test_template_output_over_the_limit_is_refused():
+    assert len(render("{% for i in range(10) %}{{ 'x' * 10 }}{% endfor %}", max_chars=100)) == 100
     with pytest.raises(InvalidField, match="100 characters"):
-        render("{% for i in range(11) %}{{ 'x' * 10 }}{% endfor %}")
+        render("{% for i in range(11) %}{{ 'x' * 10 }}{% endfor %}", max_chars=100)

@@ -78,6 +78,28 @@ export interface ServerLimits {
   maxWaitingRequests: number;
   /** Largest gRPC message that the server takes. */
   maxMessageBytes: number;
+  /** Most metadata of a call, names, values and 32 bytes for each together. */
+  maxMetadataBytes: number;
+  /** Longest text without white space, in UTF-8 bytes. */
+  maxUnbrokenBytes: number;
+  /** Most messages of a conversation. */
+  maxMessages: number;
+  /** Most token ids of a prompt, or to detokenize. */
+  maxTokenIds: number;
+  /** Most answers of a request (`n`). */
+  maxAnswers: number;
+  /** Most stop tokens of a request. */
+  maxStopTokens: number;
+  /** Most logit biases of a request. */
+  maxLogitBias: number;
+  /** Most `top_logprobs`. */
+  maxTopLogprobs: number;
+  /** Longest constraint, or all choices together, in UTF-8 bytes. */
+  maxConstraintBytes: number;
+  /** Most brackets of a constraint that are open at a time. */
+  maxConstraintDepth: number;
+  /** Most choices of a constraint. */
+  maxChoices: number;
 }
 
 /** Nothing to ask. */
@@ -259,7 +281,24 @@ export const Device: MessageFns<Device> = {
 };
 
 function createBaseServerLimits(): ServerLimits {
-  return { maxTextBytes: 0, maxStopSequences: 0, maxStopSequenceBytes: 0, maxWaitingRequests: 0, maxMessageBytes: 0 };
+  return {
+    maxTextBytes: 0,
+    maxStopSequences: 0,
+    maxStopSequenceBytes: 0,
+    maxWaitingRequests: 0,
+    maxMessageBytes: 0,
+    maxMetadataBytes: 0,
+    maxUnbrokenBytes: 0,
+    maxMessages: 0,
+    maxTokenIds: 0,
+    maxAnswers: 0,
+    maxStopTokens: 0,
+    maxLogitBias: 0,
+    maxTopLogprobs: 0,
+    maxConstraintBytes: 0,
+    maxConstraintDepth: 0,
+    maxChoices: 0,
+  };
 }
 
 export const ServerLimits: MessageFns<ServerLimits> = {
@@ -278,6 +317,39 @@ export const ServerLimits: MessageFns<ServerLimits> = {
     }
     if (message.maxMessageBytes !== 0) {
       writer.uint32(40).int64(message.maxMessageBytes);
+    }
+    if (message.maxMetadataBytes !== 0) {
+      writer.uint32(48).int64(message.maxMetadataBytes);
+    }
+    if (message.maxUnbrokenBytes !== 0) {
+      writer.uint32(56).int64(message.maxUnbrokenBytes);
+    }
+    if (message.maxMessages !== 0) {
+      writer.uint32(64).int32(message.maxMessages);
+    }
+    if (message.maxTokenIds !== 0) {
+      writer.uint32(72).int32(message.maxTokenIds);
+    }
+    if (message.maxAnswers !== 0) {
+      writer.uint32(80).int32(message.maxAnswers);
+    }
+    if (message.maxStopTokens !== 0) {
+      writer.uint32(88).int32(message.maxStopTokens);
+    }
+    if (message.maxLogitBias !== 0) {
+      writer.uint32(96).int32(message.maxLogitBias);
+    }
+    if (message.maxTopLogprobs !== 0) {
+      writer.uint32(104).int32(message.maxTopLogprobs);
+    }
+    if (message.maxConstraintBytes !== 0) {
+      writer.uint32(112).int64(message.maxConstraintBytes);
+    }
+    if (message.maxConstraintDepth !== 0) {
+      writer.uint32(120).int32(message.maxConstraintDepth);
+    }
+    if (message.maxChoices !== 0) {
+      writer.uint32(128).int32(message.maxChoices);
     }
     return writer;
   },
@@ -335,6 +407,94 @@ export const ServerLimits: MessageFns<ServerLimits> = {
             message.maxMessageBytes = longToNumber(reader.int64());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.maxMetadataBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.maxUnbrokenBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.maxMessages = reader.int32();
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.maxTokenIds = reader.int32();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.maxAnswers = reader.int32();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.maxStopTokens = reader.int32();
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.maxLogitBias = reader.int32();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.maxTopLogprobs = reader.int32();
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.maxConstraintBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.maxConstraintDepth = reader.int32();
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.maxChoices = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -357,6 +517,17 @@ export const ServerLimits: MessageFns<ServerLimits> = {
     message.maxStopSequenceBytes = object.maxStopSequenceBytes ?? 0;
     message.maxWaitingRequests = object.maxWaitingRequests ?? 0;
     message.maxMessageBytes = object.maxMessageBytes ?? 0;
+    message.maxMetadataBytes = object.maxMetadataBytes ?? 0;
+    message.maxUnbrokenBytes = object.maxUnbrokenBytes ?? 0;
+    message.maxMessages = object.maxMessages ?? 0;
+    message.maxTokenIds = object.maxTokenIds ?? 0;
+    message.maxAnswers = object.maxAnswers ?? 0;
+    message.maxStopTokens = object.maxStopTokens ?? 0;
+    message.maxLogitBias = object.maxLogitBias ?? 0;
+    message.maxTopLogprobs = object.maxTopLogprobs ?? 0;
+    message.maxConstraintBytes = object.maxConstraintBytes ?? 0;
+    message.maxConstraintDepth = object.maxConstraintDepth ?? 0;
+    message.maxChoices = object.maxChoices ?? 0;
     return message;
   },
 };

@@ -375,6 +375,12 @@ export interface MemoryLedger {
    * tell.
    */
   processBytes: number;
+  /**
+   * What `process_bytes` holds besides weights and KV cache: compute buffers,
+   * vocabulary, kept snapshots, the interpreter. 0 where weights or KV cache
+   * lie elsewhere, such as on a GPU, or have not been touched yet.
+   */
+  overheadBytes: number;
 }
 
 /** What a worker has done since it started. Counts only grow. */
@@ -1805,7 +1811,7 @@ export const PullProgress: MessageFns<PullProgress> = {
 };
 
 function createBaseMemoryLedger(): MemoryLedger {
-  return { weightsBytes: 0, kvCacheBytes: 0, processBytes: 0 };
+  return { weightsBytes: 0, kvCacheBytes: 0, processBytes: 0, overheadBytes: 0 };
 }
 
 export const MemoryLedger: MessageFns<MemoryLedger> = {
@@ -1818,6 +1824,9 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
     }
     if (message.processBytes !== 0) {
       writer.uint32(24).int64(message.processBytes);
+    }
+    if (message.overheadBytes !== 0) {
+      writer.uint32(32).int64(message.overheadBytes);
     }
     return writer;
   },
@@ -1859,6 +1868,14 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
             message.processBytes = longToNumber(reader.int64());
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.overheadBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1879,6 +1896,7 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
     message.weightsBytes = object.weightsBytes ?? 0;
     message.kvCacheBytes = object.kvCacheBytes ?? 0;
     message.processBytes = object.processBytes ?? 0;
+    message.overheadBytes = object.overheadBytes ?? 0;
     return message;
   },
 };
