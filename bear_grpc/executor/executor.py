@@ -20,6 +20,7 @@ from ..errors import (
     WorkerCrashed,
     from_record,
 )
+from ..framing import FrameError
 from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
 from ..protocol import (
@@ -29,7 +30,6 @@ from ..protocol import (
     Ended,
     Finished,
     Frame,
-    FrameError,
     Load,
     Prefilled,
     Progress,

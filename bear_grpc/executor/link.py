@@ -9,7 +9,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from ..protocol import Confined, Frame, FrameBuffer, FrameError, Stop, ToServer, encode
+from ..framing import FrameBuffer, FrameError, encode
+from ..protocol import Confined, Frame, Stop, ToServer
 from .crash import CrashReport
 from .spawner import Spawner, WorkerProcess
 

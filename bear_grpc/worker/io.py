@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..protocol import Frame, FrameBuffer, ToWorker, encode
+from ..framing import FrameBuffer, encode
+from ..protocol import Frame, ToWorker
 
 RECEIVE_BYTES = 256 * 1024
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import SandboxUnavailable
-from ..protocol import Failed, Frame, Load, Probe, encode, read_first
+from ..framing import encode, read_first
+from ..protocol import Failed, Frame, Load, Probe
 from ..suspects import SuspectsPage
 from ..types import SandboxMode, SandboxState
 

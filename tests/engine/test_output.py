@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from bear_grpc.backend.base import Outcome
 from bear_grpc.engine import delivery
 from bear_grpc.engine.echo import Echo
+from bear_grpc.framing import MAX_FRAME_BYTES, encode
 from bear_grpc.params import OutputParams, SamplingParams, StopParams
-from bear_grpc.protocol import MAX_FRAME_BYTES, Delta, Finished, Prefilled, Started, Token, encode
+from bear_grpc.protocol import Delta, Finished, Prefilled, Started, Token
 from bear_grpc.types import LoadOptions
 from tests.engine.harness import GREEDY, FakeVocabulary, Harness
 

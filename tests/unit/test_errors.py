@@ -8,7 +8,8 @@ import pytest
 
 from bear_grpc import errors
 from bear_grpc.errors import BackendError, BearError, ErrorRecord, FieldViolation, from_record
-from bear_grpc.protocol import Failed, FrameBuffer, encode
+from bear_grpc.framing import FrameBuffer, encode
+from bear_grpc.protocol import Failed
 from bear_grpc.v1 import errors_pb2
 from tests.helpers.errors import EXAMPLES, LEAVES, TREE
 

@@ -10,9 +10,10 @@ import pytest
 
 from bear_grpc.config import ConfigError, load_config
 from bear_grpc.errors import InvalidField
+from bear_grpc.framing import MAX_FRAME_BYTES
 from bear_grpc.input_limits import DEFAULT_LIMITS, InputLimits
 from bear_grpc.params import PromptInput, SamplingParams, StopParams, TokensInput
-from bear_grpc.protocol import MAX_FRAME_BYTES, Submit
+from bear_grpc.protocol import Submit
 from bear_grpc.rpc.requests import input_from_proto, spec_from_proto
 from bear_grpc.v1 import inference_service_pb2 as pb
 

@@ -11,22 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc import protocol
-from bear_grpc.protocol import (
-    MAX_FRAME_BYTES,
-    Cancel,
-    Credit,
-    Delta,
-    Frame,
-    FrameBuffer,
-    FrameError,
-    Heartbeat,
-    Share,
-    Step,
-    Stop,
-    TextResult,
-    Token,
-    encode,
-)
+from bear_grpc.framing import MAX_FRAME_BYTES, FrameBuffer, FrameError, encode
+from bear_grpc.protocol import Cancel, Credit, Delta, Frame, Heartbeat, Share, Step, Stop, TextResult, Token
 from tests.helpers.structs import values_of
 
 TO_WORKER = typing.get_args(protocol.ToWorker)

@@ -8,16 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bear_grpc.protocol import (
-    Cancel,
-    Frame,
-    FrameBuffer,
-    FrameError,
-    Heartbeat,
-    TextJob,
-    TextResult,
-    encode,
-)
+from bear_grpc.framing import FrameBuffer, FrameError, encode
+from bear_grpc.protocol import Cancel, Frame, Heartbeat, TextJob, TextResult
 from bear_grpc.worker.io import Connection
 
 WAIT_S = 20

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bear_grpc.framing import FrameBuffer, encode
 from bear_grpc.params import PromptInput, StopParams
 from bear_grpc.protocol import (
     Confined,
@@ -20,14 +21,12 @@ from bear_grpc.protocol import (
     Failed,
     Finished,
     Frame,
-    FrameBuffer,
     Heartbeat,
     Load,
     Progress,
     Ready,
     Step,
     Submit,
-    encode,
 )
 from bear_grpc.testing.escape import DONE, MARK
 from bear_grpc.types import CostTable, LoadOptions, SandboxMode, SandboxState, StepCost

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from bear_grpc.errors import ModelFileInvalid
+from bear_grpc.framing import FrameBuffer, encode
 from bear_grpc.params import OutputParams, PromptInput, SamplingParams, StopParams
 from bear_grpc.protocol import (
     Cancel,
@@ -20,7 +21,6 @@ from bear_grpc.protocol import (
     Failed,
     Finished,
     Frame,
-    FrameBuffer,
     Heartbeat,
     Load,
     Progress,
@@ -33,7 +33,6 @@ from bear_grpc.protocol import (
     Submit,
     TextJob,
     TextResult,
-    encode,
 )
 from bear_grpc.testing import FakeBackend
 from bear_grpc.types import CostTable, FinishReason, LoadOptions, LoadStage, StepCost
