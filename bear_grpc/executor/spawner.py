@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import suspects
@@ -26,6 +27,8 @@ _ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
     "PYTHONFAULTHANDLER": "1",
 }
+# Beginnings of names: of this server's settings, and of those that the hub's tools read.
+_WITHHELD = ("BEAR_", "HF_", "HUGGING")
 
 
 class WorkerProcess:
@@ -129,6 +132,12 @@ class Spawner(threading.Thread):
                 future.set_exception(exc)
 
 
+def worker_environment(server: Mapping[str, str]) -> dict[str, str]:
+    """What a worker gets of the server's environment: settings and tokens are not for native code."""
+    kept = {name: value for name, value in server.items() if not name.startswith(_WITHHELD)}
+    return {**kept, **_ENVIRONMENT}
+
+
 def _start(module: str, confinement: Confinement) -> WorkerProcess:
     page_fd = suspects.create()
     try:
@@ -147,7 +156,7 @@ def _start(module: str, confinement: Confinement) -> WorkerProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
-                env={**os.environ, **_ENVIRONMENT},
+                env=worker_environment(os.environ),
             )
             page = suspects.SuspectsPage(page_fd)
         except OSError:
