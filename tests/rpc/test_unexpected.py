@@ -17,7 +17,7 @@ from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import inference_service_pb2_grpc as inference_grpc
 from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import model_service_pb2_grpc as models_grpc
-from tests.helpers.rpc import Api, Code, ask, fails, stream_fails
+from tests.helpers.rpc import WAIT_S, Api, Code, ask, fails, stream_fails
 
 SECRET = "the secret path /home/somebody"
 
@@ -47,7 +47,7 @@ class _Cancelling:
 async def _serve(folder: Path, manager: Any) -> AsyncIterator[Api]:
     server = grpc.aio.server()
     inference_grpc.add_InferenceServiceServicer_to_server(
-        InferenceServicer(manager, manager, "tenant"), server
+        InferenceServicer(manager, manager, "tenant", WAIT_S), server
     )
     models_grpc.add_ModelServiceServicer_to_server(ModelServicer(manager, manager, manager, manager), server)
     target = f"unix:{folder}/broken.sock"
