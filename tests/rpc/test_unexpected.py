@@ -49,7 +49,9 @@ async def _serve(folder: Path, manager: Any) -> AsyncIterator[Api]:
     inference_grpc.add_InferenceServiceServicer_to_server(
         InferenceServicer(manager, manager, "tenant", WAIT_S), server
     )
-    models_grpc.add_ModelServiceServicer_to_server(ModelServicer(manager, manager, manager, manager), server)
+    models_grpc.add_ModelServiceServicer_to_server(
+        ModelServicer(manager, manager, manager, manager, WAIT_S), server
+    )
     target = f"unix:{folder}/broken.sock"
     server.add_insecure_port(target)
     await server.start()
