@@ -29,7 +29,8 @@
     │   ├── ConstraintTooCostly
     │   ├── InsufficientMemory
     │   ├── DiskFull
-    │   └── HubRateLimited
+    │   ├── HubRateLimited
+    │   └── DeadlineUnreachable        too little time
     ├── NotReady                       try again later
     │   ├── Draining
     │   ├── WorkerCrashed
@@ -388,6 +389,18 @@ class HubRateLimited(Exhausted):
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__("the hub takes no more requests for now", retry_after_s=retry_after_s)
+
+
+class DeadlineUnreachable(Exhausted):
+    """The first token would come, or has not come, before the caller's deadline."""
+
+    reason = "DEADLINE_UNREACHABLE"
+
+    def __init__(self, predicted_s: float) -> None:
+        super().__init__(
+            f"the deadline passes before the first token, which would take {predicted_s:.1f} s more",
+            metadata={"predicted_seconds": f"{predicted_s:.3f}"},
+        )
 
 
 class NotReady(BearError):

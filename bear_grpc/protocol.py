@@ -67,8 +67,8 @@ class Resume(msgspec.Struct, frozen=True):
 class Submit(Frame, frozen=True):
     """A generation of `n` sequences, with ids from `id` on that are unique in the worker's life.
 
-    `received_s` is CLOCK_MONOTONIC. Prefixes are shared between submits of equal `scope`.
-    With `resume` it is the one answer `index` of a request, which goes on from there.
+    `received_s` and `deadline_s` (0: none) are CLOCK_MONOTONIC. Prefixes are shared between submits of
+    equal `scope`. With `resume` it is the one answer `index` of a request, which goes on from there.
     """
 
     id: int
@@ -82,6 +82,7 @@ class Submit(Frame, frozen=True):
     overflow: OverflowPolicy = OverflowPolicy.ERROR
     scope: str = ""
     credit: int = INITIAL_CREDIT_TOKENS
+    deadline_s: float = 0.0
     index: int = 0
     resume: Resume | None = None
 

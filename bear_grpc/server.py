@@ -132,7 +132,12 @@ class Server:
             self._server,
         )
         inference = InferenceServicer(
-            self.shelf, self.manager, config.prefix_sharing, config.stall_timeout_s, config.limits
+            self.shelf,
+            self.manager,
+            config.prefix_sharing,
+            config.stall_timeout_s,
+            config.limits,
+            config.max_request_s,
         )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain)

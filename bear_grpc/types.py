@@ -86,6 +86,7 @@ class FinishReason(enum.Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    DEADLINE = "deadline"
 
 
 class LoadOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from ..backend.base import Backend, Ids, Logits
 from ..protocol import Delta, Finished, SequenceEvent, Token, TopToken
 from ..types import FinishReason, StopCause
 from .logprobs import logprobs
-from .scheduler import PlanItem
+from .plan import PlanItem
 from .sequence import Sequence
 
 # A prompt told in one piece would make a message that clients refuse by default.

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from ..backend.base import Backend, Batch, Outcome
-from ..errors import BackendError, BearError, SlowConsumer
+from ..errors import BackendError, BearError, DeadlineUnreachable, SlowConsumer
 from ..protocol import Ended, Prefilled, SequenceEvent, Started, Step
 from ..types import EngineStats, FinishReason, StepCost
 from . import sampling
 from .cost import CostModel
+from .deadlines import Deadlines
 from .delivery import Delivery, Ending
 from .kv import KvCache
 from .outbox import Counters, Outbox
-from .scheduler import Budget, Plan, PlanItem, Scheduler
+from .plan import Budget, Plan, PlanItem
+from .scheduler import Scheduler
 from .sequence import Phase, Sequence
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ class Engine:
             unified=backend.kv.unified,
             can_cut=backend.kv.can_cut,
         )
+        self._deadlines = Deadlines(self._scheduler, self._kv, self._costs, options.batch_tokens)
         self._batch = Batch(options.batch_tokens)
         self._live: dict[int, Sequence] = {}
         self._outbox = Outbox(emit, self.stats, clock)
@@ -117,9 +121,14 @@ class Engine:
         """Takes a sequence; it ends with exactly one Finished or Ended."""
         self._live[sequence.id] = sequence
         self._count.submitted += 1
+        now = self._clock()
         if sequence.credit <= 0:  # its reader has not taken yet what another worker has sent
-            sequence.stalled_since_s = self._clock()
+            sequence.stalled_since_s = now
         self._scheduler.submit(sequence)
+        first_token_s = self._deadlines.take(sequence)
+        if sequence.deadline_s and not sequence.has_begun and now + first_token_s >= sequence.deadline_s:
+            self._fail_sequence(sequence, DeadlineUnreachable(first_token_s))
+            self.flush()
 
     def cancel(self, id: int) -> None:
         """Ends a sequence because its caller left; nothing if it has ended."""
@@ -162,11 +171,12 @@ class Engine:
         """
         began = self._clock()
         self._end_stalled(began)
-        plan = self._scheduler.plan()
+        is_over = self._end_due(began)
+        plan = self._scheduler.plan(self._deadlines.step_limit_s(began))
         self._mark([item.sequence.id for item in plan.items])
         for sequence in plan.started:
             self._start(sequence, began)
-        if plan.started:
+        if plan.started or is_over:
             self.flush()  # whoever waits need not wait for the step, too
         worked = bool(plan.items)
         if not worked:
@@ -184,12 +194,12 @@ class Engine:
         """Emits what has happened since the last step, if anything."""
         self._outbox.flush()
 
-    def seconds_to_stall(self) -> float | None:
-        """Time until a stalled sequence must be ended; None if none is stalled."""
+    def seconds_to_ending(self) -> float | None:
+        """Time until a sequence must be ended, as it stalls or its deadline comes; None: none has to."""
         since = [s.stalled_since_s for s in self._live.values() if s.stalled_since_s is not None]
-        if not since:
-            return None
-        return max(0.0, min(since) + self._settings.stall_timeout_s - self._clock())
+        stalled_s = min(since, default=math.inf) + self._settings.stall_timeout_s
+        end_s = min(stalled_s, self._deadlines.next_s(self._live.values()))
+        return None if math.isinf(end_s) else max(0.0, end_s - self._clock())
 
     def _start(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_s = sequence.admitted_s or now
@@ -359,3 +369,13 @@ class Engine:
         ]
         for sequence in stalled:
             self._fail_sequence(sequence, SlowConsumer(self._settings.stall_timeout_s))
+
+    def _end_due(self, now: float) -> bool:
+        """Ends those whose time is over; whether there was one."""
+        due = self._deadlines.due(self._live.values(), now)
+        for sequence in due:
+            if sequence.has_begun:
+                self._finish(sequence, Ending(FinishReason.DEADLINE))
+            else:
+                self._fail_sequence(sequence, DeadlineUnreachable(self._deadlines.first_token_s(sequence)))
+        return bool(due)

@@ -8,7 +8,7 @@ places of their own until room is needed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..backend.base import Backend
 from .prefix import common_length
@@ -100,6 +100,18 @@ class KvCache:
             if length > best.length and snapshot is not None:
                 best = Match(None, length, snapshot)
         return best if best.length >= FEWEST_SHARED else Match()
+
+    def foresee(self, sequence: Sequence, before: Iterable[Sequence] = ()) -> int:
+        """Tokens of a sequence that are cached, or will be when what runs, and those `before`, are read."""
+        if not self._share:
+            return 0
+        lengths = [self._common(sequence, place) for place in self._candidates(sequence)]
+        lengths += [
+            common_length(sequence.tokens, other.tokens, sequence.most_cached)
+            for other in before
+            if other.scope == sequence.scope
+        ]
+        return max([self.find(sequence).length, *lengths])
 
     def find_leader(self, sequence: Sequence, have: int) -> Match:
         """A running sequence on its way to a prefix that is worth waiting for, beyond `have` tokens."""

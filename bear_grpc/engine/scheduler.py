@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
 from .cost import CostModel
 from .kv import KvCache
+from .plan import Budget, Plan, PlanItem
 from .sequence import MOVES, Phase, Sequence
 
 # About the full prefill rate on CPUs; small enough that newcomers do not wait long.
@@ -18,43 +20,6 @@ LONE_PREFILL_TOKENS = 128
 DECODE_STEPS, LEAST_TARGET_S, PROMPTS_AT_ONCE = 4, 0.1, 2
 # Rows that llama.cpp's attention computes together: one less costs twice as much after a long context.
 ATTENTION_ROWS = 64
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class PlanItem:
-    """A run of one sequence's tokens, `start` and `count` as positions in it."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def wants_logits(self) -> bool:
-        """Whether the run reaches the sequence's last token, after which one is drawn."""
-        return self.start + self.count == len(self.sequence.tokens)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens of the run."""
-        return self.sequence.tokens[self.start : self.start + self.count]
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Plan:
-    """One step: the sequences that begin in it, and what is computed."""
-
-    started: tuple[Sequence, ...]
-    items: tuple[PlanItem, ...]
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Budget:
-    """Bounds of a step. `target_s` 0: chosen from the measured step times."""
-
-    max_sequences: int
-    batch_tokens: int
-    max_outputs: int
-    target_s: float = 0.0
 
 
 class Scheduler:
@@ -70,6 +35,7 @@ class Scheduler:
         self._order = 0
         self._is_prefill_turn = False
         self._is_oldest_turn = True
+        self._limit_s = math.inf
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: dict[int, Sequence] = {}
 
@@ -82,8 +48,21 @@ class Scheduler:
         yield from self.running.values()
         yield from self.waiting
 
-    def plan(self) -> Plan:
-        """The next step: free slots go to the head of the queue, then decode, then prefill."""
+    @property
+    def free_slots(self) -> int:
+        """How many sequences may begin to run."""
+        return self._budget.max_sequences - len(self.running)
+
+    def ahead_of(self, sequence: Sequence) -> list[Sequence]:
+        """Who waits before it."""
+        return list(itertools.takewhile(lambda other: other is not sequence, self.waiting))
+
+    def plan(self, limit_s: float = math.inf) -> Plan:
+        """The next step: free slots go to the head of the queue, then decode, then prefill.
+
+        Prefill that would make it longer than `limit_s` is left out, where there is anything else to do.
+        """
+        self._limit_s = limit_s
         self._admit()
         started = tuple(self._begin())
         items = [
@@ -251,13 +230,17 @@ class Scheduler:
         beside = num_decode if self._unified else 0
         most = min(wanted, self._budget.batch_tokens - beside)
         if not num_decode:
-            return min(most, LONE_PREFILL_TOKENS)
+            return self._cost.most(self._limit_s, min(most, LONE_PREFILL_TOKENS))
         decode_s = self._cost.predict(num_decode)
         asked_s = self._budget.target_s
         target_s = asked_s or max(DECODE_STEPS * decode_s, LEAST_TARGET_S)
         budget = self._cost.most(target_s if self._unified else target_s - decode_s, most, beside=beside)
         efficient = ATTENTION_ROWS * min(prompts, PROMPTS_AT_ONCE) - beside % ATTENTION_ROWS
-        return budget if asked_s else max(budget, min(most, efficient))
+        budget = budget if asked_s else max(budget, min(most, efficient))
+        if self._cost.predict(beside + budget) <= self._limit_s:
+            return budget
+        budget = self._cost.most(self._limit_s, budget, beside=beside)
+        return budget if self._cost.predict(beside + budget) <= self._limit_s else 0
 
     def _until_shared(self, sequence: Sequence, count: int) -> int:
         """A state that cannot be cut is copied exactly where a follower needs it: a chunk ends there."""

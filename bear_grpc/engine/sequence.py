@@ -24,10 +24,11 @@ class Phase(enum.Enum):
     FAILED = "failed"
 
 
-# Every move that exists; terminal phases have no exit. Back to WAITING is preemption.
+# Every move that exists; terminal phases have no exit. Back to WAITING is preemption, and one that
+# waits again finishes with what it has when its deadline comes.
 _ENDS = frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.FAILED})
 MOVES: dict[Phase, frozenset[Phase]] = {
-    Phase.WAITING: frozenset({Phase.PREFILL, Phase.CANCELLED, Phase.FAILED}),
+    Phase.WAITING: _ENDS | {Phase.PREFILL},
     Phase.PREFILL: _ENDS | {Phase.DECODE, Phase.WAITING},
     Phase.DECODE: _ENDS | {Phase.WAITING},
     Phase.FINISHED: frozenset(),
@@ -60,9 +61,11 @@ class Sequence:
     matcher: Matcher | None = None
     echo: Echo | None = None
     truncated: int = 0
+    deadline_s: float = 0.0
     num_prompt: int = dataclasses.field(init=False)
     num_computed: int = 0
     num_cached: int = 0
+    num_new: int = 0
     phase: Phase = Phase.WAITING
     order: int = 0
     sequence_id: int = -1
@@ -101,6 +104,11 @@ class Sequence:
     def most_cached(self) -> int:
         """How many of its tokens may come from elsewhere: one must be computed for its logits."""
         return 0 if self.output.wants_prompt_logprobs else len(self.tokens) - 1
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its caller has been told of it, by this worker or by the one before it."""
+        return self.is_started or self.num_completion > 0
 
     @property
     def is_live(self) -> bool:

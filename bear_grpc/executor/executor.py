@@ -195,10 +195,12 @@ class ModelExecutor:
         overflow: OverflowPolicy = OverflowPolicy.ERROR,
         scope: str = "",
         received_s: float | None = None,
+        deadline_s: float = 0.0,
         fail_on_restart: bool = False,
     ) -> Generation:
         """Hands a request for `n` answers to the worker; the caller must `close` what it gets.
 
+        `deadline_s` is CLOCK_MONOTONIC, 0 for none.
         With `fail_on_restart` it ends with WorkerCrashed when the worker dies, else it goes on in the next.
 
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
@@ -221,6 +223,7 @@ class ModelExecutor:
             constraint=constraint,
             overflow=overflow,
             scope=scope,
+            deadline_s=deadline_s,
         )
         self._generations.update(dict.fromkeys(generation.ids, generation))
         self._send_all(self._recovery.add(generation, submit, fail_on_restart=fail_on_restart))

@@ -20,6 +20,7 @@ from ..params import MAX_SEED, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .convert import Collector, status_to_proto
+from .deadline import deadline_of
 from .events import response_to_proto
 from .requests import GenerateSpec, check_token_ids, input_from_proto, spec_from_proto
 from .status import answer
@@ -38,11 +39,13 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         prefix_sharing: str,
         stall_timeout_s: float,
         limits: InputLimits = DEFAULT_LIMITS,
+        max_request_s: float = 0.0,
     ) -> None:
         self._shelf = shelf
         self._manager = manager
         self._prefix_sharing = prefix_sharing
         self._stall_timeout_s = stall_timeout_s
+        self._max_request_s = max_request_s
         self._limits = limits
         self._running: set[str] = set()
 
@@ -113,6 +116,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def _events(self, spec: GenerateSpec, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """All messages of a generation; its work ends with the iteration, however that ends."""
         received_s = time.monotonic()
+        deadline_s = deadline_of(context, received_s, self._max_request_s)
         with self._hold_id(spec.request_id) as request_id:
             if spec.queue_progress:
                 async with aclosing(self._load_progress(spec)) as progress:
@@ -120,13 +124,21 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                         response.request_id = request_id
                         yield response
             using = self._manager.using(spec.model, spec.keep_alive_s, load_if_needed=spec.load_if_needed)
-            async with using as executor, aclosing(self._run(spec, context, executor, received_s)) as events:
+            async with (
+                using as executor,
+                aclosing(self._run(spec, context, executor, received_s, deadline_s)) as events,
+            ):
                 async for response in events:
                     response.request_id = request_id
                     yield response
 
     async def _run(
-        self, spec: GenerateSpec, context: Any, executor: ModelExecutor, received_s: float
+        self,
+        spec: GenerateSpec,
+        context: Any,
+        executor: ModelExecutor,
+        received_s: float,
+        deadline_s: float,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The messages of a generation on a model that is loaded."""
         entry = self._shelf.get(executor.name)
@@ -142,6 +154,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             overflow=spec.overflow,
             scope=scope_of(context.peer(), self._prefix_sharing),
             received_s=received_s,
+            deadline_s=deadline_s,
             fail_on_restart=spec.fail_on_restart,
         )
         try:

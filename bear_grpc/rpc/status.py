@@ -57,6 +57,7 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.HubAccessDenied: Code.PERMISSION_DENIED,
     errors.DiskFull: Code.RESOURCE_EXHAUSTED,
     errors.HubRateLimited: Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineUnreachable: Code.DEADLINE_EXCEEDED,
     errors.LoadCooldown: Code.UNAVAILABLE,
     errors.HubUnreachable: Code.UNAVAILABLE,
     errors.ChecksumMismatch: Code.DATA_LOSS,

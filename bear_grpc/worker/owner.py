@@ -112,7 +112,7 @@ class Owner(threading.Thread):
         """All commands that have come; sleeps for one if there is nothing to compute."""
         with self._changed:
             if wait and not self._commands:
-                self._changed.wait(engine.seconds_to_stall())
+                self._changed.wait(engine.seconds_to_ending())
             commands = list(self._commands)
             self._commands.clear()
         return commands

@@ -125,6 +125,7 @@ class Preparer:
                 credit=submit.credit,
                 output=submit.output,
                 scope=submit.scope,
+                deadline_s=submit.deadline_s,
                 matcher=matcher if matcher is None or index == 0 else matcher.copy(),
                 echo=Echo(strip_space=strips) if submit.output.echo else None,
                 truncated=len(tokens) - len(kept),

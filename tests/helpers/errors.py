@@ -38,6 +38,7 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.HubAccessDenied: lambda: errors.HubAccessDenied("owner/repo", "it is gated"),
     errors.DiskFull: lambda: errors.DiskFull(2**31, 2**30),
     errors.HubRateLimited: lambda: errors.HubRateLimited(30.0),
+    errors.DeadlineUnreachable: lambda: errors.DeadlineUnreachable(2.5),
     errors.LoadCooldown: lambda: errors.LoadCooldown("bear-demo", "no context", 10.0),
     errors.HubUnreachable: lambda: errors.HubUnreachable("connection refused"),
     errors.ChecksumMismatch: lambda: errors.ChecksumMismatch("a.gguf", "00", "ff"),

@@ -12,7 +12,7 @@ import pytest
 
 from bear_grpc.client import AsyncClient
 from bear_grpc.v1 import types_pb2 as pb
-from tests.helpers.rpc import WAIT_S, Api, Code, ask, eventually, read_until
+from tests.helpers.rpc import WAIT_S, Api, Code, ask, collect, eventually, read_until
 
 LONG = {"max_tokens": 1900, "ignore_eos": True}
 # Most of the context: about a second of reading it, a few tokens after it.
@@ -107,22 +107,21 @@ async def test_a_cancelled_call_stops_waiting(api: Api, steady: str) -> None:
         first.cancel()
 
 
-@pytest.mark.parametrize("phase", ["decode", "prefill", "queue"])
-async def test_a_deadline_stops_the_work(api: Api, steady: str, phase: str) -> None:
-    async with cancels(api, steady):
-        if phase == "queue":
-            first = api.generate(steady, **LONG)
-            await read_until(first, "delta")
-        prompt = LONG_PROMPT if phase == "prefill" else "hello"
-        room = 100 if phase == "prefill" else 1900
-        call = api.inference.Generate(ask(steady, prompt, max_tokens=room, ignore_eos=True), timeout=0.3)
-        with pytest.raises(grpc.RpcError) as caught:
-            async with asyncio.timeout(WAIT_S):
-                while await call.read() is not grpc.aio.EOF:
-                    pass
-        assert caught.value.code() is Code.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
-        if phase == "queue":
-            first.cancel()
+async def test_a_deadline_takes_a_call_from_the_queue(api: Api, steady: str) -> None:
+    first = api.generate(steady, **LONG)
+    await read_until(first, "delta")
+    call = api.inference.Generate(ask(steady, **LONG), timeout=0.3)
+    with pytest.raises(grpc.RpcError) as caught:
+        await collect(call)
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+
+    async def alone() -> bool:
+        status = await api.status(steady)
+        return (status.running_count, status.waiting_count) == (1, 0)
+
+    await eventually(alone)
+    first.cancel()
+    await api.idle(steady)
 
 
 async def test_a_closed_channel_stops_the_work(api: Api, steady: str) -> None:

@@ -12,15 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bear_grpc.backend.base import Batch, Outcome
 from bear_grpc.engine.cost import KERNEL_ROWS, CostModel
 from bear_grpc.engine.kv import FEWEST_AWAITED, KvCache
+from bear_grpc.engine.plan import Budget, Plan, PlanItem
 from bear_grpc.engine.scheduler import (
     ATTENTION_ROWS,
     DECODE_STEPS,
     LEAST_TARGET_S,
     LONE_PREFILL_TOKENS,
     PROMPTS_AT_ONCE,
-    Budget,
-    Plan,
-    PlanItem,
     Scheduler,
 )
 from bear_grpc.engine.sequence import MOVES, Phase, Sequence
@@ -381,12 +379,12 @@ def test_end_twice_is_an_error(phase, again):
         made.scheduler.end(ended, again, keep=True)
 
 
-def test_end_of_a_waiting_sequence_as_finished_is_an_error_that_changes_nothing():
+def test_end_of_a_waiting_sequence_in_a_phase_that_it_cannot_reach_is_an_error_that_changes_nothing():
     made = Bench()
     waiting = sequence(0)
     made.submit(waiting)
-    with pytest.raises(RuntimeError, match="WAITING -> FINISHED"):
-        made.scheduler.end(waiting, Phase.FINISHED, keep=True)
+    with pytest.raises(RuntimeError, match="WAITING -> DECODE"):
+        made.scheduler.end(waiting, Phase.DECODE, keep=True)
     assert [*made.scheduler.waiting] == [waiting]
     assert waiting.phase is Phase.WAITING
 

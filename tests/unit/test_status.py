@@ -44,6 +44,7 @@ CONTRACT: dict[type[errors.BearError], tuple[str, set[str]]] = {
     errors.HubAccessDenied: ("PERMISSION_DENIED", set()),
     errors.DiskFull: ("RESOURCE_EXHAUSTED", set()),
     errors.HubRateLimited: ("RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    errors.DeadlineUnreachable: ("DEADLINE_EXCEEDED", set()),
     errors.LoadCooldown: ("UNAVAILABLE", {"RetryInfo"}),
     errors.HubUnreachable: ("UNAVAILABLE", {"RetryInfo"}),
     errors.ChecksumMismatch: ("DATA_LOSS", set()),

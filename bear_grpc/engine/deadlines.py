@@ -1,0 +1,96 @@
+"""When a sequence must end because its caller waits no longer. Pure policy, without a clock.
+
+Deadlines are CLOCK_MONOTONIC seconds, 0 for none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .cost import CostModel
+from .kv import KvCache
+from .scheduler import LONE_PREFILL_TOKENS, Scheduler
+from .sequence import Phase, Sequence
+
+# The longer of these is left between a stream's end and its deadline: for the way to its reader.
+MARGIN_STEPS, LEAST_MARGIN_S = 2, 0.1
+
+
+class Deadlines:
+    """The deadlines of one engine's sequences. Owner thread only."""
+
+    def __init__(self, scheduler: Scheduler, kv: KvCache, cost: CostModel, batch_tokens: int) -> None:
+        """`batch_tokens` are the most of a step."""
+        self._scheduler = scheduler
+        self._kv = kv
+        self._cost = cost
+        self._batch_tokens = batch_tokens
+        self._earliest_s = math.inf  # of all, or of one that has ended
+
+    def take(self, sequence: Sequence) -> float:
+        """A sequence that has just begun to wait; gives the seconds until its first token, as predicted."""
+        if sequence.deadline_s:
+            self._earliest_s = min(self._earliest_s, sequence.deadline_s)
+        sequence.num_new = sequence.num_left - self._kv.foresee(
+            sequence, self._scheduler.ahead_of(sequence)[-1:]
+        )
+        return self.first_token_s(sequence)
+
+    def first_token_s(self, sequence: Sequence) -> float:
+        """Its prompt and those that wait for a slot before it are read, as far as they are not cached.
+
+        How long slots stay taken nobody knows.
+        """
+        ahead = self._scheduler.ahead_of(sequence)
+        tokens = sequence.num_new
+        if len(ahead) >= self._scheduler.free_slots:
+            tokens += sum(other.num_new for other in ahead)
+        chunks, rest = divmod(tokens, LONE_PREFILL_TOKENS)
+        return chunks * self._cost.predict(LONE_PREFILL_TOKENS) + self._cost.predict(rest)
+
+    def due(self, live: Iterable[Sequence], now: float) -> list[Sequence]:
+        """Those whose time is over: that wait past their deadline, or run into its margin."""
+        if not self._is_near(now):
+            return []
+        step_s = self._step_s()
+        found, self._earliest_s = [], math.inf
+        for sequence in live:
+            if _end_s(sequence, step_s) <= now:
+                found.append(sequence)
+            elif sequence.deadline_s:
+                self._earliest_s = min(self._earliest_s, sequence.deadline_s)
+        return found
+
+    def step_limit_s(self, now: float) -> float:
+        """How long the next step may take so that no running stream is still in it when it is to end."""
+        if not self._is_near(now):
+            return math.inf
+        step_s = self._step_s()
+        ends = (_end_s(sequence, step_s) for sequence in self._scheduler.running.values())
+        # What is due is so one step before its margin.
+        return min(ends, default=math.inf) + step_s - now
+
+    def next_s(self, live: Iterable[Sequence]) -> float:
+        """When the next of them is due; infinite if none has a deadline."""
+        step_s = self._step_s()
+        return min((_end_s(sequence, step_s) for sequence in live), default=math.inf)
+
+    def _is_near(self, now: float) -> bool:
+        """Whether a deadline may matter to the next step: looking at each sequence takes time."""
+        longest_s = self._cost.predict(self._batch_tokens)
+        return self._earliest_s <= now + (MARGIN_STEPS + 1) * longest_s + LEAST_MARGIN_S
+
+    def _step_s(self) -> float:
+        """The shortest step that takes every running stream on."""
+        decoding = sum(s.phase is Phase.DECODE for s in self._scheduler.running.values())
+        return self._cost.predict(max(1, decoding))
+
+
+def _end_s(sequence: Sequence, step_s: float) -> float:
+    """When it must end: one that has begun before its margin, and before a step that would pass it."""
+    if not sequence.deadline_s:
+        return math.inf
+    if not sequence.has_begun:
+        return sequence.deadline_s
+    return sequence.deadline_s - max(LEAST_MARGIN_S, MARGIN_STEPS * step_s) - step_s
