@@ -53,6 +53,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall_timeout_s: float = 30.0
     heartbeat_timeout_s: float = 10.0
     max_restarts_per_request: int = 3
+    priority_aging_s: float = 10.0  # of waiting make a request one priority more urgent; 0: never
     max_request_s: float = 3600.0  # of calls without a deadline of their own; 0: for ever
     stop_grace_s: float = 30.0
     # Between NOT_SERVING and the first call that is refused; None: 2, and 0 where nobody else can connect.
@@ -88,7 +89,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
         at_least_0 = ("stop_grace_s", "step_target_ms", "pull_rate_limit_mb_s", "max_restarts_per_request")
-        for name in (*at_least_0, "max_request_s"):
+        for name in (*at_least_0, "priority_aging_s", "max_request_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: must be 0 or more, is {getattr(self, name)}")
         for name in ("keepalive_time_s", "keepalive_timeout_s"):

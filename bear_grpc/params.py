@@ -243,6 +243,14 @@ class OverflowPolicy(enum.Enum):
     TRUNCATE_MIDDLE = "truncate_middle"
 
 
+class Priority(enum.IntEnum):
+    """How urgent a request is; the least is served first."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
 class GenerationDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model's own values for what requests leave unset; None keeps the server's."""
 

@@ -6,7 +6,15 @@ import msgspec
 
 from .errors import ErrorRecord
 from .input_limits import DEFAULT_LIMITS
-from .params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
+from .params import (
+    Constraint,
+    GenerationInput,
+    OutputParams,
+    OverflowPolicy,
+    Priority,
+    SamplingParams,
+    StopParams,
+)
 from .types import (
     CostTable,
     EngineStats,
@@ -43,6 +51,7 @@ class Load(Frame, frozen=True):
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0  # 0: chosen from the measured step times
     share_prefixes: bool = True
+    priority_aging_s: float = 10.0
     max_text_job_s: float = DEFAULT_LIMITS.max_text_job_s
     max_rendered_chars: int = DEFAULT_LIMITS.max_rendered_chars
     cost_tables: list[CostTable] = []
@@ -68,7 +77,8 @@ class Submit(Frame, frozen=True):
     """A generation of `n` sequences, with ids from `id` on that are unique in the worker's life.
 
     `received_s` and `deadline_s` (0: none) are CLOCK_MONOTONIC. Prefixes are shared between submits of
-    equal `scope`. With `resume` it is the one answer `index` of a request, which goes on from there.
+    equal `scope`, the engine's time between tenants, and in a tenant between tags. With `resume` it is the
+    one answer `index` of a request, which goes on from there.
     """
 
     id: int
@@ -81,6 +91,9 @@ class Submit(Frame, frozen=True):
     constraint: Constraint | None = None
     overflow: OverflowPolicy = OverflowPolicy.ERROR
     scope: str = ""
+    tenant: str = ""
+    tag: str = ""
+    priority: Priority = Priority.NORMAL
     credit: int = INITIAL_CREDIT_TOKENS
     deadline_s: float = 0.0
     index: int = 0

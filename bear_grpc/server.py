@@ -16,7 +16,7 @@ import grpc.aio
 from . import __version__
 from .config import ConfigError, ServerConfig, available_cores
 from .errors import BearError
-from .executor.executor import ExecutorLimits
+from .executor.limits import ExecutorLimits
 from .executor.spawner import Spawner
 from .models.costs import CostStore
 from .models.estimate import Estimator
@@ -110,6 +110,7 @@ class Server:
             stall_timeout_s=config.stall_timeout_s,
             step_target_s=config.step_target_ms / 1000,
             share_prefixes=config.prefix_sharing != "off",
+            priority_aging_s=config.priority_aging_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
             max_restarts=config.max_restarts_per_request,
             input=config.limits,

@@ -27,15 +27,26 @@ class Deadlines:
         self._cost = cost
         self._batch_tokens = batch_tokens
         self._earliest_s = math.inf  # of all, or of one that has ended
+        self._newest: Sequence | None = None
 
-    def take(self, sequence: Sequence) -> float:
-        """A sequence that has just begun to wait; gives the seconds until its first token, as predicted."""
+    def take(self, sequence: Sequence) -> None:
+        """A sequence that has just begun to wait."""
         if sequence.deadline_s:
             self._earliest_s = min(self._earliest_s, sequence.deadline_s)
-        sequence.num_new = sequence.num_left - self._kv.foresee(
-            sequence, self._scheduler.ahead_of(sequence)[-1:]
-        )
-        return self.first_token_s(sequence)
+        before = [self._newest] if self._newest is not None and self._newest.is_live else []
+        sequence.num_new = sequence.num_left - self._kv.foresee(sequence, before)
+        self._newest = sequence
+
+    def unreachable_s(self, sequence: Sequence, now: float) -> float | None:
+        """Seconds until its first token, if by them its deadline comes first; else None."""
+        if not sequence.deadline_s:
+            return None
+        left_s = sequence.deadline_s - now
+        # That nearly all have time enough is known without looking at who comes before whom.
+        if self._reading_s(sum(other.num_new for other in self._scheduler.waiting)) < left_s:
+            return None
+        first_token_s = self.first_token_s(sequence)
+        return None if first_token_s < left_s else first_token_s
 
     def first_token_s(self, sequence: Sequence) -> float:
         """Its prompt and those that wait for a slot before it are read, as far as they are not cached.
@@ -46,6 +57,9 @@ class Deadlines:
         tokens = sequence.num_new
         if len(ahead) >= self._scheduler.free_slots:
             tokens += sum(other.num_new for other in ahead)
+        return self._reading_s(tokens)
+
+    def _reading_s(self, tokens: int) -> float:
         chunks, rest = divmod(tokens, LONE_PREFILL_TOKENS)
         return chunks * self._cost.predict(LONE_PREFILL_TOKENS) + self._cost.predict(rest)
 

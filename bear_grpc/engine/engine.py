@@ -35,11 +35,15 @@ class EngineBroken(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What the server decides about an engine. `step_target_s` 0: chosen from step times."""
+    """What the server decides about an engine. `step_target_s` 0: chosen from step times.
+
+    `aging_s` of waiting make a request one priority more urgent, 0: nothing does.
+    """
 
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True
+    aging_s: float = 10.0
 
 
 class Engine:
@@ -78,6 +82,7 @@ class Engine:
             ),
             unified=backend.kv.unified,
             can_cut=backend.kv.can_cut,
+            aging_s=self._settings.aging_s,
         )
         self._deadlines = Deadlines(self._scheduler, self._kv, self._costs, options.batch_tokens)
         self._batch = Batch(options.batch_tokens)
@@ -125,8 +130,9 @@ class Engine:
         if sequence.credit <= 0:  # its reader has not taken yet what another worker has sent
             sequence.stalled_since_s = now
         self._scheduler.submit(sequence)
-        first_token_s = self._deadlines.take(sequence)
-        if sequence.deadline_s and not sequence.has_begun and now + first_token_s >= sequence.deadline_s:
+        self._deadlines.take(sequence)
+        first_token_s = None if sequence.has_begun else self._deadlines.unreachable_s(sequence, now)
+        if first_token_s is not None:
             self._fail_sequence(sequence, DeadlineUnreachable(first_token_s))
             self.flush()
 
@@ -155,6 +161,7 @@ class Engine:
         """Counters and gauges."""
         return EngineStats(
             **self._count.values(),
+            preemptions=self._scheduler.preemptions,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_used_tokens=self._kv.used_tokens,
@@ -172,7 +179,7 @@ class Engine:
         began = self._clock()
         self._end_stalled(began)
         is_over = self._end_due(began)
-        plan = self._scheduler.plan(self._deadlines.step_limit_s(began))
+        plan = self._scheduler.plan(self._deadlines.step_limit_s(began), began)
         self._mark([item.sequence.id for item in plan.items])
         for sequence in plan.started:
             self._start(sequence, began)
@@ -246,7 +253,6 @@ class Engine:
         if len(self._scheduler.running) == 1:
             self._fail_sequence(victim, BackendError("the KV cache has no room for a single sequence"))
             return []
-        self._count.preemptions += 1
         self._scheduler.preempt(victim)
         return [item for item in items if item.sequence is not victim]
 

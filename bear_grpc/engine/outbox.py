@@ -27,7 +27,6 @@ class Counters:
     cancelled: int = 0
     failed: int = 0
     cached_tokens: int = 0
-    preemptions: int = 0
     forward_s: float = 0.0
     sampling_s: float = 0.0
     overhead_s: float = 0.0

@@ -45,6 +45,7 @@ def take_up(
         raise BackendError("the text to go on from is not that of its tokens")
     sequence.text.skip(resume.text_length - length)
     sequence.tokens += ids
+    sequence.num_charged = len(sequence.tokens)  # it has had them already
     sequence.state = resume.state
     sequence.admitted_s, sequence.first_token_s = resume.admitted_s, resume.first_token_s
 

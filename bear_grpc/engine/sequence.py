@@ -6,7 +6,7 @@ import dataclasses
 import enum
 
 from ..backend.base import Matcher
-from ..params import OutputParams, SamplingParams, StopParams
+from ..params import OutputParams, Priority, SamplingParams, StopParams
 from ..types import Timings, Usage
 from .echo import Echo
 from .sampling import TokenSampler
@@ -44,7 +44,8 @@ class Sequence:
     `tokens` is the prompt and, after it, what was drawn; `num_computed` of them
     are in the KV cache. The last drawn token is not, until the next step.
     `leader` is a sequence whose first `share_at` tokens are the same and under
-    way: this one waits for them instead of computing them too.
+    way: this one waits for them instead of computing them too. `num_charged` tokens
+    have been counted as its tenant's, `planned_at` is the last step it was part of.
     """
 
     id: int
@@ -58,6 +59,9 @@ class Sequence:
     credit: int
     output: OutputParams = dataclasses.field(default_factory=OutputParams)
     scope: str = ""
+    tenant: str = ""
+    tag: str = ""
+    priority: Priority = Priority.NORMAL
     matcher: Matcher | None = None
     echo: Echo | None = None
     truncated: int = 0
@@ -66,8 +70,11 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0
     num_new: int = 0
+    num_charged: int = 0
     phase: Phase = Phase.WAITING
+    arrival: int = 0
     order: int = 0
+    planned_at: int = 0
     sequence_id: int = -1
     leader: Sequence | None = dataclasses.field(default=None, repr=False)
     share_at: int = 0

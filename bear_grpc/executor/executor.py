@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from ..errors import (
     BackendError,
     BearError,
@@ -21,8 +19,15 @@ from ..errors import (
     from_record,
 )
 from ..framing import FrameError
-from ..input_limits import DEFAULT_LIMITS, InputLimits
-from ..params import Constraint, GenerationInput, OutputParams, OverflowPolicy, SamplingParams, StopParams
+from ..params import (
+    Constraint,
+    GenerationInput,
+    OutputParams,
+    OverflowPolicy,
+    Priority,
+    SamplingParams,
+    StopParams,
+)
 from ..protocol import (
     Cancel,
     Costs,
@@ -45,6 +50,7 @@ from ..protocol import (
 from ..types import CostTable, EngineStats, LoadOptions
 from .crash import CrashReport
 from .generation import Generation
+from .limits import ExecutorLimits
 from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
@@ -54,21 +60,6 @@ from .texts import Texts
 log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = OutputParams()
-
-
-class ExecutorLimits(msgspec.Struct, frozen=True):
-    """What one model's executor may do. `step_target_s` 0: chosen by the worker.
-
-    `max_restarts` is how often a request goes on in another worker.
-    """
-
-    max_waiting: int = 512
-    stall_timeout_s: float = 30.0
-    step_target_s: float = 0.0
-    share_prefixes: bool = True
-    heartbeat_timeout_s: float = 10.0
-    max_restarts: int = 3
-    input: InputLimits = DEFAULT_LIMITS
 
 
 class ModelExecutor:
@@ -161,6 +152,7 @@ class ModelExecutor:
             stall_timeout_s=limits.stall_timeout_s,
             step_target_s=limits.step_target_s,
             share_prefixes=limits.share_prefixes,
+            priority_aging_s=limits.priority_aging_s,
             max_text_job_s=limits.input.max_text_job_s,
             max_rendered_chars=limits.input.max_rendered_chars,
             cost_tables=list(costs),
@@ -194,13 +186,16 @@ class ModelExecutor:
         constraint: Constraint | None = None,
         overflow: OverflowPolicy = OverflowPolicy.ERROR,
         scope: str = "",
+        tenant: str = "",
+        tag: str = "",
+        priority: Priority = Priority.NORMAL,
         received_s: float | None = None,
         deadline_s: float = 0.0,
         fail_on_restart: bool = False,
     ) -> Generation:
         """Hands a request for `n` answers to the worker; the caller must `close` what it gets.
 
-        `deadline_s` is CLOCK_MONOTONIC, 0 for none.
+        `deadline_s` is CLOCK_MONOTONIC, 0 for none. Slots and steps are shared between `tenant`s.
         With `fail_on_restart` it ends with WorkerCrashed when the worker dies, else it goes on in the next.
 
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
@@ -223,6 +218,9 @@ class ModelExecutor:
             constraint=constraint,
             overflow=overflow,
             scope=scope,
+            tenant=tenant,
+            tag=tag,
+            priority=priority,
             deadline_s=deadline_s,
         )
         self._generations.update(dict.fromkeys(generation.ids, generation))

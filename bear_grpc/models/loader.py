@@ -19,7 +19,8 @@ from ..errors import (
     ModelUnloaded,
     NotFound,
 )
-from ..executor.executor import ExecutorLimits, ModelExecutor
+from ..executor.executor import ModelExecutor
+from ..executor.limits import ExecutorLimits
 from ..executor.share import CpuShare
 from ..executor.spawner import Spawner
 from ..protocol import Progress, Ready

@@ -21,7 +21,8 @@ from ..errors import (
     ModelNotLoaded,
     ModelUnloaded,
 )
-from ..executor.executor import ExecutorLimits, ModelExecutor
+from ..executor.executor import ModelExecutor
+from ..executor.limits import ExecutorLimits
 from ..executor.share import CpuShare
 from ..executor.spawner import Spawner
 from ..types import LoadOptions, ModelState, StateReason

@@ -24,7 +24,7 @@ from .deadline import deadline_of
 from .events import response_to_proto
 from .requests import GenerateSpec, check_token_ids, input_from_proto, spec_from_proto
 from .status import answer
-from .tenant import scope_of
+from .tenant import tenant_of
 from .whole import Whole
 from .writing import write
 
@@ -143,6 +143,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """The messages of a generation on a model that is loaded."""
         entry = self._shelf.get(executor.name)
         sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
+        tenant = tenant_of(context.peer())
         ahead = executor.requests_in_flight
         generation = executor.generate(
             spec.input,
@@ -152,7 +153,10 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             output=spec.output,
             constraint=spec.constraint,
             overflow=spec.overflow,
-            scope=scope_of(context.peer(), self._prefix_sharing),
+            scope=tenant if self._prefix_sharing == "tenant" else "",
+            tenant=tenant,
+            tag=spec.tag,
+            priority=spec.priority,
             received_s=received_s,
             deadline_s=deadline_s,
             fail_on_restart=spec.fail_on_restart,

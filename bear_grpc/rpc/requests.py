@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
-from ..errors import FeatureUnsupported, InvalidField
+from ..errors import InvalidField
 from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.entry import ModelEntry
 from ..params import (
@@ -19,6 +19,7 @@ from ..params import (
     GenerationInput,
     OutputParams,
     OverflowPolicy,
+    Priority,
     PromptInput,
     SamplingParams,
     StopParams,
@@ -50,6 +51,8 @@ class GenerateSpec(msgspec.Struct, frozen=True):
     keep_alive_s: float | None = None
     request_id: str = ""
     fail_on_restart: bool = False
+    tag: str = ""
+    priority: Priority = Priority.NORMAL
 
     def complete(self, entry: ModelEntry, seed: int) -> tuple[SamplingParams, StopParams]:
         """Sampling and stop values in force; `seed` is used if the request has none."""
@@ -58,7 +61,7 @@ class GenerateSpec(msgspec.Struct, frozen=True):
 
 
 def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_LIMITS) -> GenerateSpec:
-    """Raises InvalidField (every bad field named) or FeatureUnsupported."""
+    """Raises InvalidField, every bad field named."""
     wrong = Collector()
     if not request.model:
         wrong.add("model", "is required")
@@ -68,8 +71,6 @@ def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_L
     n = request.n if request.HasField("n") else 1
     if not 1 <= n <= limits.max_answers:
         wrong.add("n", f"must be 1 to {limits.max_answers}, is {n}")
-    if request.priority not in pb.Priority.values():
-        wrong.add("priority", f"must be a named value, is {request.priority}")
     stop = StopParams(
         max_tokens=request.stop.max_tokens if request.stop.HasField("max_tokens") else None,
         sequences=tuple(request.stop.sequences),
@@ -96,9 +97,10 @@ def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_L
         keep_alive_s=request.keep_alive.ToNanoseconds() / 1e9 if request.HasField("keep_alive") else None,
         request_id=request.request_id,
         fail_on_restart=request.fail_on_restart,
+        tag=request.client_tag,
+        priority=wrong.take(lambda: _priority(request.priority), Priority.NORMAL),
     )
     wrong.raise_found()
-    _refuse_unsupported(request)
     return spec
 
 
@@ -121,10 +123,10 @@ def _overflow(number: int) -> OverflowPolicy:
     return enum_from_proto(number, pb.OverflowPolicy, "OVERFLOW_POLICY", OverflowPolicy, "overflow_policy")
 
 
-def _refuse_unsupported(request: pb.GenerateRequest) -> None:
-    """What the contract has and this server does not do yet: never ignored."""
-    if request.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL):
-        raise FeatureUnsupported("priority")
+def _priority(number: int) -> Priority:
+    if number == pb.PRIORITY_UNSPECIFIED:
+        return Priority.NORMAL
+    return enum_from_proto(number, pb.Priority, "PRIORITY", Priority, "priority")
 
 
 def input_from_proto(

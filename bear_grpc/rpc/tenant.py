@@ -1,16 +1,13 @@
-"""Whose call it is: between tenants nothing is shared that one could learn of the other."""
+"""Whose call it is. Tenants share the engine's time, and nothing that one could learn of another."""
 
 from __future__ import annotations
 
 
-def scope_of(peer: str, sharing: str) -> str:
-    """The scope of prefix sharing of a call from `peer`, as gRPC writes it: `ipv4:10.0.0.1:50000`.
+def tenant_of(peer: str) -> str:
+    """The tenant of a call from `peer`, as gRPC writes it: `ipv4:10.0.0.1:50000`.
 
-    Empty if all share (`sharing` other than "tenant"). A tenant is a host; all unix
-    sockets are one.
+    A tenant is a host; all unix sockets are one.
     """
-    if sharing != "tenant":
-        return ""
     kind, _, address = peer.partition(":")
     if kind.startswith("unix"):
         return "unix"

@@ -113,23 +113,25 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """Unset: NORMAL."""
     PRIORITY_LOW: _Priority.ValueType  # 1
-    """After the others."""
+    """After all others, also those of other tenants."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
     """The default."""
     PRIORITY_HIGH: _Priority.ValueType  # 3
-    """Before the others."""
+    """Before the tenant's others: nobody gains on other tenants by it."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """How urgent a request is. May grow."""
+    """How urgent a request is, as long as it waits; waiting itself makes it more
+    urgent (setting `priority_aging_s`). May grow.
+    """
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """Unset: NORMAL."""
 PRIORITY_LOW: Priority.ValueType  # 1
-"""After the others."""
+"""After all others, also those of other tenants."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
 """The default."""
 PRIORITY_HIGH: Priority.ValueType  # 3
-"""Before the others."""
+"""Before the tenant's others: nobody gains on other tenants by it."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 class _FinishReason:
@@ -809,7 +811,9 @@ class GenerateRequest(_message.Message):
     MODEL_NOT_LOADED.
     """
     client_tag: _builtins.str
-    """A label of the client's own, for logs and fairness; up to 64 bytes."""
+    """A label of the client's own, up to 64 bytes: slots are shared evenly
+    between the labels of one tenant.
+    """
     request_id: _builtins.str
     """An id of the client's choice, unique among running requests
     (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.

@@ -94,7 +94,10 @@ class Owner(threading.Thread):
             clock=time.monotonic,
             emit=self._post,
             settings=EngineSettings(
-                self._load.stall_timeout_s, self._load.step_target_s, self._load.share_prefixes
+                self._load.stall_timeout_s,
+                self._load.step_target_s,
+                self._load.share_prefixes,
+                self._load.priority_aging_s,
             ),
             costs=CostModel(() if table is None else table.costs),
             mark=self._mark,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bear_grpc.errors import BearError, WorkerCrashed
-from bear_grpc.executor.executor import ExecutorLimits
+from bear_grpc.executor.limits import ExecutorLimits
 from bear_grpc.models.costs import CostStore
 from bear_grpc.models.entry import ModelEntry
 from bear_grpc.models.eviction import Need

@@ -350,24 +350,6 @@ async def test_long_values_and_many_violations_still_arrive_as_a_status(
     )
 
 
-UNSUPPORTED = [
-    "priority: PRIORITY_HIGH",
-    "priority: PRIORITY_LOW",
-]
-
-
-@pytest.mark.parametrize("text", UNSUPPORTED)
-async def test_what_is_not_built_yet_is_refused_not_ignored(api: Api, tiny: str, text: str) -> None:
-    request = parse(inference_pb.GenerateRequest, f'model: "{tiny}" prompt: "hello" {text}')
-    seen, status = await stream_fails(
-        api.inference.Generate(request), Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED"
-    )
-    assert seen == []
-    assert status.metadata["feature"]
-    once = inference_pb.GenerateOnceRequest(request=request)
-    await fails(api.inference.GenerateOnce(once), Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED")
-
-
 @pytest.mark.parametrize(
     "text", ["n: 1", "priority: PRIORITY_NORMAL", "overflow_policy: OVERFLOW_POLICY_ERROR"]
 )

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import bear_grpc
-from bear_grpc.executor.executor import ExecutorLimits, ModelExecutor
+from bear_grpc.executor.executor import ModelExecutor
+from bear_grpc.executor.limits import ExecutorLimits
 from bear_grpc.executor.probe import probe
 from bear_grpc.executor.share import CpuShare
 from bear_grpc.executor.spawner import Spawner

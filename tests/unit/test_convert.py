@@ -15,7 +15,14 @@ from bear_grpc import params, types
 from bear_grpc.errors import InvalidField
 from bear_grpc.models.entry import ModelEntry, ModelStatus
 from bear_grpc.models.gguf import ArraySummary, GgufHeader
-from bear_grpc.params import ConstraintKind, GenerationDefaults, OverflowPolicy, SamplerKind, SamplingParams
+from bear_grpc.params import (
+    ConstraintKind,
+    GenerationDefaults,
+    OverflowPolicy,
+    Priority,
+    SamplerKind,
+    SamplingParams,
+)
 from bear_grpc.rpc import convert, inspection
 from bear_grpc.types import (
     CostTable,
@@ -105,6 +112,7 @@ ENUMS = {
     FinishReason: (inference_pb.FinishReason, "FINISH_REASON"),
     SamplerKind: (inference_pb.SamplerKind, "SAMPLER_KIND"),
     OverflowPolicy: (inference_pb.OverflowPolicy, "OVERFLOW_POLICY"),
+    Priority: (inference_pb.Priority, "PRIORITY"),
 }
 # Not an enum of the contract: the names of a oneof, a setting, and what one servicer translates.
 NAMES_OF_FIELDS = {ConstraintKind, SandboxMode, SandboxState}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bear_grpc.errors import FeatureUnsupported, InvalidField
+from bear_grpc.errors import InvalidField
 from bear_grpc.models.entry import ModelEntry
 from bear_grpc.params import (
     ChatInput,
@@ -17,6 +17,7 @@ from bear_grpc.params import (
     GenerationDefaults,
     OutputParams,
     OverflowPolicy,
+    Priority,
     PromptInput,
     SamplerKind,
     SamplingParams,
@@ -202,17 +203,21 @@ def test_spec_min_tokens_above_max_tokens_are_named():
     assert bad_fields(request(stop=pb.StopParams(max_tokens=3, min_tokens=4))) == ["stop.min_tokens"]
 
 
-UNSUPPORTED: dict[str, Change] = {
-    "priority": lambda message: setattr(message, "priority", pb.PRIORITY_HIGH),
-}
+@pytest.mark.parametrize(
+    ("number", "priority"),
+    [
+        (pb.PRIORITY_UNSPECIFIED, Priority.NORMAL),
+        (pb.PRIORITY_NORMAL, Priority.NORMAL),
+        (pb.PRIORITY_LOW, Priority.LOW),
+        (pb.PRIORITY_HIGH, Priority.HIGH),
+    ],
+)
+def test_spec_priority_is_the_one_of_that_name(number, priority):
+    assert requests.spec_from_proto(request(priority=number)).priority is priority
 
 
-@pytest.mark.parametrize("feature", UNSUPPORTED)
-def test_spec_feature_not_built_yet_is_refused_not_ignored(feature):
-    message = request()
-    UNSUPPORTED[feature](message)
-    with pytest.raises(FeatureUnsupported, match=feature):
-        requests.spec_from_proto(message)
+def test_spec_tag_is_the_client_tag():
+    assert requests.spec_from_proto(request(client_tag="nightly")).tag == "nightly"
 
 
 @pytest.mark.parametrize("seconds", [None, 0, -1, 300])
@@ -221,10 +226,6 @@ def test_spec_keep_alive_is_in_seconds(seconds):
     if seconds is not None:
         message.keep_alive.FromSeconds(seconds)
     assert requests.spec_from_proto(message).keep_alive_s == seconds
-
-
-def test_spec_bad_field_is_told_before_a_feature_not_built_yet():
-    assert bad_fields(request(model="", priority=pb.PRIORITY_LOW)) == ["model"]
 
 
 def test_tokenize_input_says_how_special_tokens_are_meant():

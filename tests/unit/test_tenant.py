@@ -1,14 +1,14 @@
-"""Scopes of prefix sharing: one for each host, one for all unix sockets, none where all share."""
+"""Tenants of calls without a key: one for each host, one for all unix sockets."""
 
 from __future__ import annotations
 
 import pytest
 
-from bear_grpc.rpc.tenant import scope_of
+from bear_grpc.rpc.tenant import tenant_of
 
 
 @pytest.mark.parametrize(
-    ("peer", "scope"),
+    ("peer", "tenant"),
     [
         ("ipv4:10.0.0.1:50000", "ipv4:10.0.0.1"),
         ("ipv4:10.0.0.1:50001", "ipv4:10.0.0.1"),
@@ -21,10 +21,5 @@ from bear_grpc.rpc.tenant import scope_of
         ("other", "other:"),
     ],
 )
-def test_scope_of_a_tenant_is_the_host_without_port(peer, scope):
-    assert scope_of(peer, "tenant") == scope
-
-
-@pytest.mark.parametrize("sharing", ["all", "off"])
-def test_scope_is_empty_where_hosts_do_not_count(sharing):
-    assert scope_of("ipv4:10.0.0.1:50000", sharing) == ""
+def test_tenant_is_the_host_without_port(peer, tenant):
+    assert tenant_of(peer) == tenant

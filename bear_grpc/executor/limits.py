@@ -1,0 +1,23 @@
+"""What one model's executor may do."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..input_limits import DEFAULT_LIMITS, InputLimits
+
+
+class ExecutorLimits(msgspec.Struct, frozen=True):
+    """What one model's executor may do. `step_target_s` 0: chosen by the worker.
+
+    `max_restarts` is how often a request goes on in another worker.
+    """
+
+    max_waiting: int = 512
+    stall_timeout_s: float = 30.0
+    step_target_s: float = 0.0
+    share_prefixes: bool = True
+    priority_aging_s: float = 10.0
+    heartbeat_timeout_s: float = 10.0
+    max_restarts: int = 3
+    input: InputLimits = DEFAULT_LIMITS
