@@ -52,29 +52,31 @@ class WaitingQueue:
 
     def head(self, now: float) -> Sequence | None:
         """Who gets the next slot."""
-        heads = [lane[0] for lane in self._lanes.values()]
-        if len(heads) > 1:
-            return min(heads, key=lambda sequence: self._between(sequence, 0, self._inside(sequence, 0, now)))
-        return heads[0] if heads else None
+        if len(self._lanes) == 1:
+            return next(iter(self._lanes.values()))[0]
+        first: dict[str, tuple[Key, Sequence]] = {}
+        for lane in self._lanes.values():
+            head = self._inside(lane[0], 0, now), lane[0]
+            first[lane[0].tenant] = min(first.get(lane[0].tenant, head), head, key=_key)
+        heads = [sequence for _, sequence in first.values()]
+        return min(heads, key=lambda sequence: self._between(sequence, 0, now), default=None)
 
     def order(self, now: float) -> list[Sequence]:
         """All of them as they would get slots, if nobody came or left."""
         in_tag = _ranked(self, lambda sequence: self._inside(sequence, 0, now), lambda s: (s.tenant, s.tag))
         inside = {sequence.id: self._inside(sequence, rank, now) for rank, sequence in in_tag}
         in_tenant = _ranked(self, lambda sequence: inside[sequence.id], lambda s: s.tenant)
-        among = {
-            sequence.id: self._between(sequence, rank, inside[sequence.id]) for rank, sequence in in_tenant
-        }
+        among = {sequence.id: self._between(sequence, rank, now) for rank, sequence in in_tenant}
         return sorted(self, key=lambda sequence: among[sequence.id])
 
     def yields(self, sequence: Sequence, now: float) -> bool:
         """Whether it stands behind other tenants'."""
         return self._class_of(sequence, now) > Priority.NORMAL
 
-    def _between(self, sequence: Sequence, rank: int, inside: Key) -> Key:
+    def _between(self, sequence: Sequence, rank: int, now: float) -> Key:
         """Its place among all, when `rank` of its tenant's get slots before it."""
         tenant = self._shares.tenant(sequence)
-        return (inside[1] > Priority.NORMAL, tenant.running + rank, tenant.served, inside)
+        return (self.yields(sequence, now), tenant.running + rank, tenant.served, sequence.arrival)
 
     def _inside(self, sequence: Sequence, rank: int, now: float) -> Key:
         """Its place among its tenant's, when `rank` of its tag get slots before it."""
@@ -90,6 +92,10 @@ class WaitingQueue:
 
 def _lane_of(sequence: Sequence) -> tuple[str, str, Priority]:
     return sequence.tenant, sequence.tag, sequence.priority
+
+
+def _key(pair: tuple[Key, Sequence]) -> Key:
+    return pair[0]
 
 
 def _age(sequence: Sequence) -> tuple[bool, int]:
