@@ -25,7 +25,7 @@ class Ask:
     It starts when the asks `after` (indexes of earlier ones in the list) have brought `after_tokens` pieces
     of text, or have ended where that is None, and then `delay_s` later. It is cancelled by its client
     `cancel_s` after its start, or `cancel_s` after its `cancel_tokens`-th piece of text, or when the ask
-    `cancel_with` ends; whichever is set.
+    `cancel_with` ends; whichever is set. It goes to another `target` of the same protocol if one is given.
     """
 
     prompt: list[int]
@@ -37,6 +37,7 @@ class Ask:
     cancel_s: float | None = None
     cancel_tokens: int | None = None
     cancel_with: int | None = None
+    target: str = ""
 
 
 @dataclass

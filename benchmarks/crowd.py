@@ -254,12 +254,16 @@ async def run(target: str, asks: Sequence[Ask], concurrency: int) -> list[Answer
     if target.startswith("http://"):
         host, _, port = target.removeprefix("http://").partition(":")
         return await Crowd(asks, lambda ask, stack: http_call(host, int(port), ask, stack)).play(concurrency)
-    async with grpc.aio.insecure_channel(target, channel_options(target)) as channel:
-        await channel.channel_ready()
-        stub = InferenceServiceStub(channel)
+    async with AsyncExitStack() as channels:
+        stubs = {}
+        for each in {target, *(ask.target or target for ask in asks)}:
+            opened = grpc.aio.insecure_channel(each, channel_options(each))
+            channel = await channels.enter_async_context(opened)
+            await channel.channel_ready()
+            stubs[each] = InferenceServiceStub(channel)
 
         async def connect(ask: Ask, stack: AsyncExitStack) -> Call:
-            return grpc_call(stub, ask)
+            return grpc_call(stubs[ask.target or target], ask)
 
         return await Crowd(asks, connect).play(concurrency)
 

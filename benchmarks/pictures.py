@@ -39,6 +39,13 @@ PICTURES = {
     "prefix": Picture(
         "First token of requests that arrive in turn, 768 of 800 tokens shared", "request", "seconds"
     ),
+    "fairness": Picture(
+        "A short request beside long ones of another tenant, 16 slots",
+        "long requests",
+        "seconds",
+        log_x=True,
+        log_y=True,
+    ),
     "stall": Picture(
         "Pauses of 3 running streams around a prompt of 1,500 tokens",
         "seconds since the prompt was sent",

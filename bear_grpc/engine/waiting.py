@@ -70,8 +70,8 @@ class WaitingQueue:
         return sorted(self, key=lambda sequence: among[sequence.id])
 
     def yields(self, sequence: Sequence, now: float) -> bool:
-        """Whether it stands behind other tenants'."""
-        return self._class_of(sequence, now) > Priority.NORMAL
+        """Whether it stands behind other tenants': not if it has begun."""
+        return not sequence.has_begun and self._class_of(sequence, now) > Priority.NORMAL
 
     def _between(self, sequence: Sequence, rank: int, now: float) -> Key:
         """Its place among all, when `rank` of its tenant's get slots before it."""
