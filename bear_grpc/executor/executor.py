@@ -45,6 +45,7 @@ from ..protocol import (
 from ..types import CostTable, EngineStats, LoadOptions
 from .crash import CrashReport
 from .generation import Generation
+from .process import WorkerProcess
 from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
@@ -59,6 +60,7 @@ DEFAULT_OUTPUT = OutputParams()
 class ExecutorLimits(msgspec.Struct, frozen=True):
     """What one model's executor may do. `step_target_s` 0: chosen by the worker.
 
+    `startup_timeout_s` is how long a worker may be silent before its libraries are loaded.
     `max_restarts` is how often a request goes on in another worker.
     """
 
@@ -67,6 +69,7 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     step_target_s: float = 0.0
     share_prefixes: bool = True
     heartbeat_timeout_s: float = 10.0
+    startup_timeout_s: float = 60.0
     max_restarts: int = 3
     input: InputLimits = DEFAULT_LIMITS
 
@@ -109,6 +112,7 @@ class ModelExecutor:
             spawner=spawner,
             share=share,
             heartbeat_timeout_s=limits.heartbeat_timeout_s,
+            startup_timeout_s=limits.startup_timeout_s,
             on_frame=self._take,
             on_end=self._end,
         )
@@ -126,6 +130,11 @@ class ModelExecutor:
     def memory_bytes(self) -> int:
         """What the worker's process holds; 0 where the system does not tell."""
         return self._supervisor.memory_bytes
+
+    @property
+    def left(self) -> tuple[WorkerProcess, ...]:
+        """Workers of before, which not even SIGKILL has ended yet."""
+        return self._supervisor.left
 
     @property
     def in_flight(self) -> int:
