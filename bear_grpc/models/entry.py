@@ -204,10 +204,9 @@ class ModelEntry:
     def status(self, *, with_memory: bool = False) -> ModelStatus:
         """The present standing; `with_memory` reads the process's memory, which takes time."""
         executor, left = self.executor, self._left_now()
-        held = 0
-        if with_memory:
-            held = sum(process.left_bytes() for process in left)
-            held += executor.memory_bytes if executor else 0
+        held = executor.memory_bytes if executor and with_memory else 0
+        if with_memory or executor is None:
+            held += sum(process.left_bytes() for process in left)
         return ModelStatus(
             name=self.name,
             state=self.state,

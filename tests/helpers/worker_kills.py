@@ -1,13 +1,19 @@
-"""Workers that are ended at random moments: every stream must end as if nothing had been."""
+"""Workers that are ended or stopped at random moments: every stream must end as if nothing had been.
+
+Rounds with a fault and rounds without one take turns, with the same streams. A bystander reads from
+another model all the while: how long it waits for its tokens is compared between the two.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc.aio
@@ -16,25 +22,55 @@ from bear_grpc.executor.spawner import Spawner
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.ggufs import write_tiny_llama
-from tests.helpers.rpc import Api, serving
+from tests.helpers.rpc import Api, serving, text_of
 from tests.helpers.ties import FACTOR, Greedy, are_same, noise
 
 STREAMS, SLOTS = 16, 8
-NAME = "micro"
-SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
+NAME, OTHER = "micro", "other"
+SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
+HEARTBEAT_TIMEOUT_S = 2.0
+# Bars: of a model whose worker was stopped, beyond that timeout; of the bystander, by rounds without a fault.
+STOP_SLACK_S, GAP_FACTOR = 2.0, 2.0
 # Other prompts in every round would need as many answers computed before.
 SETS = 4
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What was seen. `recovery_s` are the seconds from each death to the next answered request."""
+    """What was seen. `recovery_s` are the seconds from each death to the next answered request.
 
-    deaths: int = 0
+    `stopped_s` are the same from each SIGSTOP. `gaps_s` are the pauses between two tokens that the
+    bystander saw in rounds with a fault, `calm_s` those without.
+    """
+
+    deaths: int = 0  # stopped workers included
     streams: int = 0
     cut: int = 0  # streams that had begun when their worker died
     excused: int = 0  # by the tie rule
     recovery_s: list[float] = dataclasses.field(default_factory=list)
+    stopped_s: list[float] = dataclasses.field(default_factory=list)
+    gaps_s: list[float] = dataclasses.field(default_factory=list)
+    calm_s: list[float] = dataclasses.field(default_factory=list)
+
+    def check_bars(self) -> None:
+        """Raises AssertionError."""
+        limit_s = HEARTBEAT_TIMEOUT_S + STOP_SLACK_S
+        assert max(self.stopped_s, default=0.0) <= limit_s, f"{max(self.stopped_s):.2f} s after a SIGSTOP"
+        factor = p99(self.gaps_s) / p99(self.calm_s)
+        assert factor <= GAP_FACTOR, f"a bystander waits {factor:.2f} times as long: {self.pauses()}"
+
+    def pauses(self) -> str:
+        """What the bystander saw."""
+        with_faults, calm = (
+            f"{p99(values) * 1000:.1f} ms (longest {max(values) * 1000:.0f} ms, of {len(values):,})"
+            for values in (self.gaps_s, self.calm_s)
+        )
+        return f"{with_faults}, under the same load without faults {calm}"
+
+
+def p99(values: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(values)[len(values) * 99 // 100]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +79,48 @@ class Ask:
     max_tokens: int
 
 
-class Killing:
-    """Rounds of streams on one model, and one death in each."""
+class Bystander:
+    """Reads one stream after the other from a model that nobody harms."""
 
-    def __init__(self, api: Api, seed: int) -> None:
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._into: list[float] | None = None
+        self.texts: set[str] = set()
+
+    @contextlib.contextmanager
+    def noting(self, gaps_s: list[float]) -> Iterator[None]:
+        """Pauses that begin and end in the body go there."""
+        self._into = gaps_s
+        try:
+            yield
+        finally:
+            self._into = None
+
+    async def read(self) -> None:
+        """Until it is cancelled."""
+        prompt = [5, 6, 7]
+        while True:
+            call = self._api.generate(
+                OTHER, token_ids=prompt, max_tokens=480, temperature=0.0, ignore_eos=True
+            )
+            events = []
+            last_s, last_into = 0.0, None
+            while (event := await call.read()) is not grpc.aio.EOF:
+                events.append(event)
+                if event.HasField("delta"):
+                    now_s = time.monotonic()
+                    if self._into is not None and self._into is last_into:
+                        self._into.append(now_s - last_s)
+                    last_s, last_into = now_s, self._into
+            self.texts.add(text_of(events))
+
+
+class Killing:
+    """Rounds of streams on one model, and one fault in every second one."""
+
+    def __init__(self, api: Api, bystander: Bystander, seed: int) -> None:
         self.outcome = Outcome()
+        self._bystander = bystander
         self._api = api
         self._random = random.Random(seed)
         self._events = 0
@@ -69,7 +142,10 @@ class Killing:
         tolerance = FACTOR * noise(list(zip(alone[0], together, strict=True)))
         for number in range(rounds):
             asks, expected = sets[number % SETS], alone[number % SETS]
-            found = await self._round(asks)
+            with self._bystander.noting(self.outcome.calm_s):
+                await asyncio.gather(*map(self._answer, asks))
+            with self._bystander.noting(self.outcome.gaps_s):
+                found = await self._round(asks)
             for ask, one, other in zip(asks, expected, found, strict=True):
                 assert len(other.ids) == ask.max_tokens, "a stream ended early"
                 assert are_same(one, other, tolerance), f"round {number}: another text"
@@ -88,12 +164,14 @@ class Killing:
             pid = (await self._api.status(NAME)).worker_process_id
             assert pid
             self.outcome.cut += sum(not stream.done() for stream in streams)
-            os.kill(pid, self._random.choice(SIGNALS))
+            number = self._random.choice(SIGNALS)
+            os.kill(pid, number)
             died_s = time.monotonic()
             self.outcome.deaths += 1
             # Sent to the worker that is dying, or while there is none.
             await self._api.inference.Tokenize(inference_pb.TokenizeRequest(model=NAME, text="hello"))
-            self.outcome.recovery_s.append(time.monotonic() - died_s)
+            times_s = self.outcome.stopped_s if number == signal.SIGSTOP else self.outcome.recovery_s
+            times_s.append(time.monotonic() - died_s)
             return await asyncio.gather(*streams)
         finally:
             for stream in streams:
@@ -123,10 +201,21 @@ class Killing:
 async def kill_workers(folder: Path, spawner: Spawner, rounds: int, seed: int) -> Outcome:
     """So many rounds on a server of its own in `folder`."""
     path = write_tiny_llama(folder / "micro.gguf", n_embd=64, n_layer=2, n_ff=128, context_length=512)
-    async with serving(folder, spawner) as (_, api):
-        await api.register(NAME, path)
-        await api.load(NAME, threads=1, flash_attention=False, max_sequences=SLOTS)
-        killing = Killing(api, seed)
-        await killing.run(rounds)
+    async with serving(folder, spawner, heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S) as (_, api):
+        for name in (NAME, OTHER):
+            await api.register(name, path)
+            await api.load(name, threads=1, flash_attention=False, max_sequences=SLOTS)
+        bystander = Bystander(api)
+        pid = (await api.status(OTHER)).worker_process_id
+        killing = Killing(api, bystander, seed)
+        reading = asyncio.ensure_future(bystander.read())
+        try:
+            await killing.run(rounds)
+            assert not reading.done(), reading
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+        assert len(bystander.texts) == 1, "the bystander's answers differ"
+        assert (await api.status(OTHER)).worker_process_id == pid
         assert await api.serving(f"models/{NAME}") == "SERVING"
     return killing.outcome
