@@ -75,9 +75,10 @@ def workers(folder: Path, count: int, seed: int) -> str:
         f"{outcome.deaths} ended or stopped at random moments under {outcome.streams} streams, "
         f"{outcome.cut} of them not done; "
         f"each ended with its whole text, {outcome.excused} by the tie rule; an answer again after "
-        f"{_told(outcome.recovery_s)}; of {len(outcome.stopped_s)} that were stopped, with a heartbeat timeout "
-        f"of {worker_kills.HEARTBEAT_TIMEOUT_S:g} s, after {_told(outcome.stopped_s)}; 99 of 100 pauses between "
-        f"the tokens of another model are shorter than {outcome.pauses()}"
+        f"{_told(outcome.recovery_s)}; with a heartbeat timeout of "
+        f"{worker_kills.HEARTBEAT_TIMEOUT_S:g} s the {len(outcome.stopped_s)} stopped ones answer after "
+        f"{_told(outcome.stopped_s)}; the 99th percentile of the pauses between the tokens of another "
+        f"model is {outcome.pauses()}"
     )
 
 
