@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # A worker that has closed its socket, or was told to stop, has this long to be gone.
 EXIT_GRACE_S = 5.0
 STDERR_LINES = 100
-# A worker that is stuck has this long to write its stacks; one that is stopped cannot.
+# A worker that is stuck has this long to write its stacks.
 DUMP_S = 0.5
 # A worker that has been killed closes its socket at once, unless the kernel cannot end it.
 CLOSE_S = 2.0
@@ -133,11 +133,14 @@ class WorkerLink(asyncio.Protocol):
             asyncio.get_running_loop().call_later(CLOSE_S, self._transport.abort)
 
     async def end_stuck(self, why: str) -> None:
-        """Has the worker write its stacks to the log, and ends it; `why` goes into the report."""
-        log.error("worker %s is stuck, its stacks follow: %s", self._name, why)
+        """Has the worker write its stacks to the log, if it can, and ends it; `why` goes into the report."""
         self._stuck = why
-        self.process.dump()
-        await asyncio.sleep(DUMP_S)
+        if self.process.is_stopped:
+            log.error("worker %s is stopped: %s", self._name, why)
+        else:
+            log.error("worker %s is stuck, its stacks follow: %s", self._name, why)
+            self.process.dump()
+            await asyncio.sleep(DUMP_S)
         self.kill()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -40,6 +40,16 @@ class WorkerProcess:
         """Whether the kernel has taken everything back. No other process is taken for it: it is a child."""
         return self._process.poll() is not None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, or a debugger; False where the system does not tell."""
+        try:
+            # Its name, in parentheses, may hold any character.
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in (b"T", b"t")
+
     def kill(self) -> None:
         """Ends it at once, with everything it may have started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -137,7 +138,7 @@ async def test_a_probe_that_does_not_end_ends_for_who_asked(
             await probe.probe(spawner)
 
 
-def test_memory_of_what_is_left_is_told_until_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_tells_whether_it_is_stopped_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(["sleep", "60"], stderr=subprocess.PIPE, process_group=0)
     ours, theirs = socket.socketpair()
     page_fd = suspects.create()
@@ -146,6 +147,10 @@ def test_memory_of_what_is_left_is_told_until_it_has_ended(monkeypatch: pytest.M
         os.close(page_fd)
         assert not held.has_ended
         assert held.left_bytes() > 0
+        assert not held.is_stopped
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        assert held.is_stopped
         monkeypatch.setattr(process, "KILL_GRACE_S", 10.0)
         assert held.wait(0.0) == "SIGKILL"
         assert held.has_ended
