@@ -70,8 +70,7 @@ def cancels(folder: Path, count: int, seed: int) -> str:
 
 def workers(folder: Path, count: int, seed: int) -> str:
     outcome = test_worker_kill.chaos(folder, count, seed)
-    outcome.check_bars()
-    return (
+    seen = (
         f"{outcome.deaths} ended or stopped at random moments under {outcome.streams} streams, "
         f"{outcome.cut} of them not done; "
         f"each ended with its whole text, {outcome.excused} by the tie rule; an answer again after "
@@ -80,6 +79,8 @@ def workers(folder: Path, count: int, seed: int) -> str:
         f"{_told(outcome.stopped_s)}; the 99th percentile of the pauses between the tokens of another "
         f"model is {outcome.pauses()}"
     )
+    assert not outcome.beyond_bars(), f"{', '.join(outcome.beyond_bars())}; {seen}"
+    return seen
 
 
 def _told(times: list[float]) -> str:

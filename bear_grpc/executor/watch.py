@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..protocol import Heartbeat
 
-CHECK_S = 0.5
+CHECK_S = 0.25
 # A step may take ten times what was predicted, but this long at least.
 LEAST_STEP_S, STEP_FACTOR = 10.0, 10.0
 # Checks come every CHECK_S: if one comes so late, or before the last one, it was the server that

@@ -51,12 +51,15 @@ class Outcome:
     fault_s: list[float] = dataclasses.field(default_factory=list)
     around_s: list[float] = dataclasses.field(default_factory=list)
 
-    def check_bars(self) -> None:
-        """Raises AssertionError."""
-        limit_s = HEARTBEAT_TIMEOUT_S + STOP_SLACK_S
-        assert max(self.stopped_s, default=0.0) <= limit_s, f"{max(self.stopped_s):.2f} s after a SIGSTOP"
+    def beyond_bars(self) -> list[str]:
+        """What took longer than it may."""
+        found = []
+        if max(self.stopped_s, default=0.0) > HEARTBEAT_TIMEOUT_S + STOP_SLACK_S:
+            found.append(f"an answer came {max(self.stopped_s):.2f} s after a SIGSTOP")
         factor = max(p99(self.fault_s), p99(self.around_s)) / p99(self.calm_s)
-        assert factor <= GAP_FACTOR, f"a bystander waits {factor:.2f} times as long: {self.pauses()}"
+        if factor > GAP_FACTOR:
+            found.append(f"another model waited {factor:.2f} times as long")
+        return found
 
     def pauses(self) -> str:
         """What the bystander saw."""
