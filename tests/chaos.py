@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.helpers import worker_kills
 from tests.slow import test_cancels, test_crowd, test_fuzz, test_mutants, test_pull_kill, test_worker_kill
 from tools.progress import status
 
@@ -69,19 +70,28 @@ def cancels(folder: Path, count: int, seed: int) -> str:
 
 def workers(folder: Path, count: int, seed: int) -> str:
     outcome = test_worker_kill.chaos(folder, count, seed)
-    times = sorted(outcome.recovery_s)
-    return (
-        f"{outcome.deaths} killed at random moments under {outcome.streams} streams, "
+    seen = (
+        f"{outcome.deaths} ended or stopped at random moments under {outcome.streams} streams, "
         f"{outcome.cut} of them not done; "
         f"each ended with its whole text, {outcome.excused} by the tie rule; an answer again after "
-        f"{times[len(times) // 2]:.2f} s (median), {times[-1]:.2f} s (longest)"
+        f"{_told(outcome.recovery_s)}; with a heartbeat timeout of "
+        f"{worker_kills.HEARTBEAT_TIMEOUT_S:g} s the {len(outcome.stopped_s)} stopped ones answer after "
+        f"{_told(outcome.stopped_s)}; the 99th percentile of the pauses between the tokens of another "
+        f"model is {outcome.pauses()}"
     )
+    assert not outcome.beyond_bars(), f"{', '.join(outcome.beyond_bars())}; {seen}"
+    return seen
+
+
+def _told(times: list[float]) -> str:
+    """Seconds: the middle and the longest."""
+    return f"{sorted(times)[len(times) // 2]:.2f} s (median), {max(times):.2f} s (longest)" if times else "-"
 
 
 ROUNDS = {
     "streams": Round(1_000, "streams at once", streams),
     "downloads": Round(200, "downloads killed", downloads),
-    "workers": Round(200, "workers killed", workers),
+    "workers": Round(200, "workers ended or stopped", workers),
     "cancels": Round(5_000, "clients that leave", cancels),
     "requests": Round(10_000, "requests of any kind", requests),
     "models": Round(300, "spoiled models", models),

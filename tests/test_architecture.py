@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,14 @@ USES_ENVIRONMENT = {
     "cli/session.py": "sets gRPC's log level, which is read when grpc is imported",
     "cli/serve.py": "the same",
 }
+# Who may read the wall clock, which may jump, and what for. Deadlines and limits use the monotonic one.
+USES_WALL_CLOCK = {
+    "models/entry.py": "tells since when a model is in its state",
+    "models/keeping.py": "tells when a model will be unloaded, which a timer does",
+    "worker/template.py": "templates write today's date",
+    "cli/output.py": "tells how far away such a time is",
+}
+WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.strftime"}
 ONLY_IMPORTERS = {"llama_cpp": "backend/native.py", "llguidance": "backend/constraint.py"}
 # The native backend: only the worker may build it, and imports it inside a function.
 NATIVE = {
@@ -226,6 +235,15 @@ def test_environment_is_used_where_there_is_a_reason(path):
     names = {"os.environ", "os.getenv", "os.environb", "os.putenv"}
     used = not names.isdisjoint([*attributes(path), *imports(path)])
     assert used == (path in USES_ENVIRONMENT)
+
+
+@EVERY_MODULE
+def test_wall_clock_is_read_where_there_is_a_reason(path):
+    source = ast.unparse(MODULES[path])
+    reads = WALL_CLOCK & set(attributes(path)) or re.search(
+        r"\b(datetime|date)\.(now|utcnow|today)\(", source
+    )
+    assert bool(reads) == (path in USES_WALL_CLOCK)
 
 
 @EVERY_MODULE

@@ -15,7 +15,6 @@ from bear_grpc.errors import BearError
 if TYPE_CHECKING:
     from bear_grpc.v1.types_pb2 import Model, ModelStatus
 
-_LOADED = ("loading", "ready", "unloading")
 _COUNTERS = {
     "STEPS": "step_count",
     "PREFILLED": "prefill_token_count",
@@ -71,7 +70,7 @@ def ps(
     from bear_grpc.v1.model_service_pb2 import ListModelsResponse
 
     with connect(ctx, server) as client:
-        found = list(client.list_models(states=_LOADED))
+        found = [model for model in client.list_models() if _has_worker(model)]
     if json:
         output.print_json(ListModelsResponse(models=found))
         return
@@ -174,6 +173,14 @@ def prune(
     count = "1 file" if len(response.files) == 1 else f"{len(response.files)} files"
     total = output.size(sum(file.size_bytes for file in response.files))
     output.say(f"{count}, {total} {'would be' if dry_run else 'are'} free again")
+
+
+def _has_worker(model: Model) -> bool:
+    """Whether it is loaded; of an unloaded one, whether a process is left that the system cannot end."""
+    from bear_grpc.v1 import types_pb2 as types
+
+    loaded = (types.MODEL_STATE_LOADING, types.MODEL_STATE_READY, types.MODEL_STATE_UNLOADING)
+    return model.status.state in loaded or model.status.worker_process_id != 0
 
 
 def _is_here(model: Model) -> bool:

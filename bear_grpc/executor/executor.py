@@ -51,6 +51,7 @@ from ..types import CostTable, EngineStats, LoadOptions
 from .crash import CrashReport
 from .generation import Generation
 from .limits import ExecutorLimits
+from .process import WorkerProcess
 from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
@@ -100,6 +101,7 @@ class ModelExecutor:
             spawner=spawner,
             share=share,
             heartbeat_timeout_s=limits.heartbeat_timeout_s,
+            startup_timeout_s=limits.startup_timeout_s,
             on_frame=self._take,
             on_end=self._end,
         )
@@ -117,6 +119,11 @@ class ModelExecutor:
     def memory_bytes(self) -> int:
         """What the worker's process holds; 0 where the system does not tell."""
         return self._supervisor.memory_bytes
+
+    @property
+    def left(self) -> tuple[WorkerProcess, ...]:
+        """Workers of before, which not even SIGKILL has ended yet."""
+        return self._supervisor.left
 
     @property
     def in_flight(self) -> int:

@@ -10,6 +10,7 @@ from ..input_limits import DEFAULT_LIMITS, InputLimits
 class ExecutorLimits(msgspec.Struct, frozen=True):
     """What one model's executor may do. `step_target_s` 0: chosen by the worker.
 
+    `startup_timeout_s` is how long a worker may be silent before its libraries are loaded.
     `max_restarts` is how often a request goes on in another worker.
     """
 
@@ -19,5 +20,6 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     share_prefixes: bool = True
     priority_aging_s: float = 10.0
     heartbeat_timeout_s: float = 10.0
+    startup_timeout_s: float = 60.0
     max_restarts: int = 3
     input: InputLimits = DEFAULT_LIMITS

@@ -12,15 +12,18 @@ from collections.abc import Callable
 from ..framing import FrameBuffer, FrameError, encode
 from ..protocol import Confined, Frame, Stop, ToServer
 from .crash import CrashReport
-from .spawner import Spawner, WorkerProcess
+from .process import WorkerProcess
+from .spawner import Spawner
 
 log = logging.getLogger(__name__)
 
 # A worker that has closed its socket, or was told to stop, has this long to be gone.
 EXIT_GRACE_S = 5.0
 STDERR_LINES = 100
-# A worker that is stuck has this long to write its stacks; one that is stopped cannot.
+# A worker that is stuck has this long to write its stacks.
 DUMP_S = 0.5
+# A worker that has been killed closes its socket at once, unless the kernel cannot end it.
+CLOSE_S = 2.0
 # What a worker has written before its end is read for so long at most.
 LAST_LINES_S = 0.5
 
@@ -57,7 +60,8 @@ class WorkerLink(asyncio.Protocol):
     """Sends and receives frames. All calls and callbacks on the event loop's thread.
 
     `on_frame` gets each frame in order. `on_end` is called once, when the process
-    is gone: with how it ended, after the last frame.
+    is gone: with how it ended, after the last frame. A process that not even
+    SIGKILL ends counts as gone after a while; `process.has_ended` tells.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class WorkerLink(asyncio.Protocol):
         self._buffer = FrameBuffer(to_worker=False)
         self._stderr = _Stderr(name)
         self._transport: asyncio.Transport | None = None
+        self._pipe: asyncio.ReadTransport | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._stuck = ""
 
@@ -96,13 +101,12 @@ class WorkerLink(asyncio.Protocol):
             raise
         link = cls(name, process, on_frame, on_end)
         loop = asyncio.get_running_loop()
-        pipe: asyncio.ReadTransport | None = None
         try:
-            pipe, _ = await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
+            link._pipe, _ = await loop.connect_read_pipe(lambda: link._stderr, process.stderr)
             await loop.create_connection(lambda: link, sock=process.sock)
         except BaseException:
-            if pipe is not None:
-                pipe.close()
+            if link._pipe is not None:
+                link._pipe.close()
             process.discard()
             raise
         return link
@@ -119,16 +123,25 @@ class WorkerLink(asyncio.Protocol):
             async with asyncio.timeout(EXIT_GRACE_S):
                 await self.gone.wait()
         except TimeoutError:
-            self.process.kill()
+            self.kill()
             await self.gone.wait()
 
-    async def end_stuck(self, why: str) -> None:
-        """Has the worker write its stacks to the log, and ends it; `why` goes into the report."""
-        log.error("worker %s is stuck, its stacks follow: %s", self._name, why)
-        self._stuck = why
-        self.process.dump()
-        await asyncio.sleep(DUMP_S)
+    def kill(self) -> None:
+        """Ends the worker at once; `gone` follows, whatever the kernel does."""
         self.process.kill()
+        if self._transport is not None:
+            asyncio.get_running_loop().call_later(CLOSE_S, self._transport.abort)
+
+    async def end_stuck(self, why: str) -> None:
+        """Has the worker write its stacks to the log, if it can, and ends it; `why` goes into the report."""
+        self._stuck = why
+        if self.process.is_stopped:
+            log.error("worker %s is stopped: %s", self._name, why)
+        else:
+            log.error("worker %s is stuck, its stacks follow: %s", self._name, why)
+            self.process.dump()
+            await asyncio.sleep(DUMP_S)
+        self.kill()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -143,7 +156,7 @@ class WorkerLink(asyncio.Protocol):
                 self._on_frame(frame)  # type: ignore[arg-type]  # this buffer decodes ToServer only
         except FrameError:
             log.exception("worker %s sent what is no frame", self._name)
-            self.process.kill()
+            self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reaper = asyncio.get_running_loop().create_task(self._reap())
@@ -153,8 +166,17 @@ class WorkerLink(asyncio.Protocol):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_LINES_S):
                 await self._stderr.closed.wait()
+        if not self.process.has_ended:
+            log.error(
+                "WORKER %s IS LEFT: process %d does not end, SIGKILL or not, and holds %d bytes",
+                self._name,
+                self.process.pid,
+                self.process.left_bytes(),
+            )
         try:
             report = CrashReport(how, self._stuck, tuple(self._stderr.lines), self.process.suspects())
             self._on_end(report)
         finally:
+            assert self._pipe is not None
+            self._pipe.close()  # whoever has it too may keep it open for ever
             self.gone.set()

@@ -38,12 +38,12 @@ async def probe(
             answer.set_exception(BackendError(f"the probe ended ({report.cause})"))
 
     link = await WorkerLink.start("probe", spawner, take, end)
-    link.send(Probe(None if path is None else str(path), options, cores))
     try:
+        link.send(Probe(None if path is None else str(path), options, cores))
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await answer
     except TimeoutError as exc:
         raise BackendError(f"the probe took more than {PROBE_TIMEOUT_S:.0f} s") from exc
     finally:
-        link.process.kill()
+        link.kill()
         await link.gone.wait()

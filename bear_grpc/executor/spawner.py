@@ -8,20 +8,18 @@ thread starts all workers and lives as long as the server.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 from .. import suspects
 from ..types import SandboxMode
 from .confinement import Confinement
+from .process import WorkerProcess
 
 _ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
@@ -29,73 +27,6 @@ _ENVIRONMENT = {
 }
 # Beginnings of names: of this server's settings, and of those that the hub's tools read.
 _WITHHELD = ("BEAR_", "HF_", "HUGGING")
-
-
-class WorkerProcess:
-    """A started worker: its process, and the server's end of the socket pair."""
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        sock: socket.socket,
-        page: suspects.SuspectsPage,
-        confinement: Confinement,
-    ) -> None:
-        self._process = process
-        self._page = page
-        self.sock = sock
-        self.confinement = confinement
-        assert process.stderr is not None
-        self.stderr = process.stderr
-        self.pid = process.pid
-
-    def kill(self) -> None:
-        """Ends it at once, with everything it may have started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def dump(self) -> None:
-        """Asks for the Python stacks of all its threads, on its stderr."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.pid, signal.SIGUSR1)
-
-    def suspects(self) -> suspects.Suspects:
-        """What it was working on, once it has ended; to be asked once."""
-        found = self._page.read()
-        self._page.close()
-        return found
-
-    def wait(self, timeout_s: float) -> str:
-        """Blocks until it has ended, kills it after `timeout_s`; tells how it ended."""
-        try:
-            code = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = self._process.wait()
-        if code >= 0:
-            return f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-        return f"signal {-code}"
-
-    def discard(self) -> None:
-        """Ends it at once and forgets it; for a worker that nobody is connected to."""
-        self.kill()
-        self.sock.close()
-        self.stderr.close()
-        self._page.close()
-        self._process.wait()
-
-    def memory_bytes(self) -> int:
-        """Its proportional set size; 0 where the system does not tell."""
-        try:
-            text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        except OSError:
-            return 0
-        for line in text.splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-        return 0
 
 
 class Spawner(threading.Thread):

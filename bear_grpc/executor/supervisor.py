@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 
 from ..errors import EngineStartFailed, from_record
-from ..protocol import Failed, Frame, Heartbeat, Load, Ready, ToServer
+from ..protocol import Failed, Frame, Heartbeat, Load, Progress, Ready, ToServer
+from ..types import LoadStage
 from .crash import CrashReport
 from .link import WorkerLink
+from .process import WorkerProcess
 from .share import CpuShare
 from .spawner import Spawner
 from .watch import CHECK_S, Watch
@@ -25,10 +27,11 @@ class Supervisor:
         spawner: Spawner,
         share: CpuShare,
         heartbeat_timeout_s: float,
+        startup_timeout_s: float,
         on_frame: Callable[[ToServer], None],
         on_end: Callable[[CrashReport], None],
     ) -> None:
-        """`on_frame` gets what a worker tells besides its load and its life.
+        """`on_frame` gets what a worker tells besides its load and its life. The limits are those of `Watch`.
 
         `on_end` is called when a worker that was live has ended, asked to or not.
         """
@@ -37,12 +40,14 @@ class Supervisor:
         self._spawner = spawner
         self._share = share
         self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._startup_timeout_s = startup_timeout_s
         self._on_frame = on_frame
         self._on_end = on_end
         self._link: WorkerLink | None = None
         self._ready: asyncio.Future[Ready] | None = None
         self._watch: Watch | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._left: list[WorkerProcess] = []
 
     @property
     def pid(self) -> int:
@@ -54,14 +59,21 @@ class Supervisor:
         """What the worker's process holds; 0 where the system does not tell."""
         return self._link.process.memory_bytes() if self._link is not None else 0
 
+    @property
+    def left(self) -> tuple[WorkerProcess, ...]:
+        """Workers of before, which not even SIGKILL has ended yet."""
+        self._left = [process for process in self._left if not process.has_ended]
+        return tuple(self._left)
+
     async def start(self, load: Load) -> Ready:
         """Starts a worker and loads the model. On any error the worker is gone.
 
-        Raises what the worker says, or EngineStartFailed when it dies before it is ready.
+        Raises what the worker says, or EngineStartFailed when it dies or is stuck before it is ready.
         """
         self._ready = asyncio.get_running_loop().create_future()
         try:
             self._link = link = await WorkerLink.start(self._name, self._spawner, self._take, self._end)
+            self._begin_watch(link)
             link.send(load)
             ready = await self._ready
         except OSError as exc:
@@ -90,16 +102,26 @@ class Supervisor:
     async def _kill(self) -> None:
         link, self._link = self._link, None
         if link is not None:
-            link.process.kill()
+            link.kill()
             await link.gone.wait()
+            self._part(link)
 
     def _go_live(self, link: WorkerLink) -> None:
         if self._link is not link:  # it has died between its last word and this line
             raise EngineStartFailed("the worker ended at the end of its load")
         self.is_live = True
         self._share.join(self, link.send)
-        self._watch = Watch(time.monotonic, self._heartbeat_timeout_s)
+
+    def _begin_watch(self, link: WorkerLink) -> None:
+        self._watch = Watch(time.monotonic, self._heartbeat_timeout_s, self._startup_timeout_s)
         self._watching = asyncio.create_task(self._watch_over(link, self._watch))
+
+    def _part(self, link: WorkerLink) -> None:
+        """The worker is gone, or will not go."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if not link.process.has_ended:
+            self._left.append(link.process)
 
     async def _watch_over(self, link: WorkerLink, watch: Watch) -> None:
         """Ends a worker that is stuck."""
@@ -118,17 +140,21 @@ class Supervisor:
                 self._ready.set_result(frame)
             case Failed() if self._ready is not None and not self._ready.done():
                 self._ready.set_exception(from_record(frame.error))
+            case Progress() if frame.stage is not LoadStage.STARTING and self._watch is not None:
+                self._watch.has_started()
+                self._on_frame(frame)
             case _:
                 self._on_frame(frame)
 
     def _end(self, report: CrashReport) -> None:
-        was_live, self.is_live, self._link = self.is_live, False, None
+        was_live, self.is_live = self.is_live, False
+        link, self._link = self._link, None
+        if link is not None:
+            self._part(link)
         if self._ready is not None and not self._ready.done():
             words = report.lines[-1] if report.lines else ""
             cause = f"the worker ended while loading ({report.cause})" + (f": {words}" if words else "")
             self._ready.set_exception(EngineStartFailed(cause))
         if was_live:
-            assert self._watching is not None
-            self._watching.cancel()
             self._share.leave(self)
             self._on_end(report)

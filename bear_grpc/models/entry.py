@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import EngineStartFailed, ModelFileInvalid, ModelFileNotFound
 from ..executor.executor import ModelExecutor
+from ..executor.process import WorkerProcess
 from ..params import DEFAULT_MAX_TOKENS, GenerationDefaults, SamplingParams
 from ..protocol import Ready
 from ..types import (
@@ -97,7 +98,8 @@ class ModelEntry:
     """A known model. Event loop only; the manager and the shelf move it between states.
 
     `path` is None while its file is not here. `keep_alive_s` and `pinned` are
-    those in force: of the last load, or what the next one will have.
+    those in force: of the last load, or what the next one will have. `left` are
+    workers of earlier loads that not even SIGKILL has ended.
     """
 
     name: str
@@ -118,6 +120,7 @@ class ModelEntry:
     fraction: float = 0.0
     asked: LoadOptions = dataclasses.field(default_factory=LoadOptions)
     executor: ModelExecutor | None = None
+    left: tuple[WorkerProcess, ...] = ()
     ready: Ready | None = None
     load_seconds: float = 0.0
     cost_tables: list[CostTable] = dataclasses.field(default_factory=list)
@@ -143,7 +146,7 @@ class ModelEntry:
         if state not in WITH_READY:
             self.ready = None
         if state not in WITH_EXECUTOR:
-            self.executor = None
+            self.left, self.executor = self._left_now(), None
 
     @property
     def is_ready(self) -> bool:
@@ -200,7 +203,10 @@ class ModelEntry:
 
     def status(self, *, with_memory: bool = False) -> ModelStatus:
         """The present standing; `with_memory` reads the process's memory, which takes time."""
-        executor = self.executor
+        executor, left = self.executor, self._left_now()
+        held = executor.memory_bytes if executor and with_memory else 0
+        if with_memory or executor is None:
+            held += sum(process.left_bytes() for process in left)
         return ModelStatus(
             name=self.name,
             state=self.state,
@@ -212,13 +218,17 @@ class ModelEntry:
             options=self._effective_options(),
             weights_bytes=self.ready.info.weights_bytes if self.ready else 0,
             kv_cache_bytes=self.ready.kv_cache_bytes if self.ready else 0,
-            process_bytes=executor.memory_bytes if executor and with_memory else 0,
-            pid=executor.pid if executor else 0,
+            process_bytes=held,
+            pid=executor.pid if executor else (left[0].pid if left else 0),
             in_flight=executor.in_flight if executor else 0,
             stats=executor.stats if executor else EngineStats(),
             pull=self.pull,
             expires=self.expires,
         )
+
+    def _left_now(self) -> tuple[WorkerProcess, ...]:
+        left = tuple(process for process in self.left if not process.has_ended)
+        return left if self.executor is None else (*left, *self.executor.left)
 
     def _effective_options(self) -> LoadOptions | None:
         """What the worker has chosen, else what is asked of it; with the model's own life."""

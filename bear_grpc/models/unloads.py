@@ -89,14 +89,16 @@ class Unloads:
         held = executor.memory_bytes
         await executor.stop()
         # Its end gives everything back: what is still held is held by a process that has not ended.
-        left = executor.memory_bytes
-        self._shelf.move(entry, ModelState.AVAILABLE)
+        left = executor.left
+        left_bytes = sum(process.left_bytes() for process in left)
+        free = max(0, held - left_bytes)
+        message = ""
         if left:
-            log.warning(
-                "%s is unloaded, but its process %d still holds %d bytes", entry.name, executor.pid, left
-            )
-        log.info("%s is unloaded, %d bytes are free again", entry.name, held - left)
-        return Unloaded(max(0, held - left), cancelled)
+            message = f"process {', '.join(str(process.pid) for process in left)} does not end"
+            log.error("%s IS UNLOADED, BUT %s: %d bytes are not free", entry.name, message, left_bytes)
+        self._shelf.move(entry, ModelState.AVAILABLE, message=message)
+        log.info("%s is unloaded, %d bytes are free again", entry.name, free)
+        return Unloaded(free, cancelled)
 
 
 def _tell(task: asyncio.Task[Unloaded]) -> None:

@@ -190,6 +190,10 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
         message.expire_time.FromDatetime(status.expires)
     if options is not None:
         message.effective_options.CopyFrom(load_options_to_proto(options))
+    if status.process_bytes and options is None:
+        message.memory.CopyFrom(
+            pb.MemoryLedger(process_bytes=status.process_bytes, overhead_bytes=status.process_bytes)
+        )
     if status.weights_bytes and options is not None:
         message.kv_cache_token_count = options.kv_cache_tokens or 0
         message.memory.CopyFrom(

@@ -827,7 +827,8 @@ class MemoryLedger(_message.Message):
     process_bytes: _builtins.int
     """The worker process as the system sees it: its own pages, and its share
     of those it has in common with others (PSS). 0 where the system does not
-    tell.
+    tell. After an unload, and set only then: what is still held by a process
+    that the system cannot end.
     """
     overhead_bytes: _builtins.int
     """What `process_bytes` holds besides weights and KV cache: compute buffers,
@@ -958,7 +959,7 @@ class ModelStatus(_message.Message):
     kv_cache_token_count: _builtins.int
     """Tokens that the KV cache can hold."""
     worker_process_id: _builtins.int
-    """Process id of its worker; 0 when there is none."""
+    """Process id of its worker, or of one that does not end; 0 when there is none."""
     kv_cache_idle_token_count: _builtins.int
     """Tokens in the KV cache that no running sequence holds: prefixes kept for
     later requests, given up when room is needed.

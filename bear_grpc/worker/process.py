@@ -156,8 +156,10 @@ class Worker:
                 # Nobody else's text is served any more: a new process is better than this one.
                 log.critical("a text job cannot be stopped: the worker ends")
                 os._exit(EXIT_STUCK)
-        if self._engine is not None:
-            engine = self._engine
+        engine = self._engine
+        if engine is None:  # it loads: native code lets this thread run meanwhile
+            self._connection.post(Heartbeat(0, 0.0))
+        else:
             self._connection.post(Heartbeat(engine.steps, engine.step_age_s(), engine.step_predicted_s))
 
     def _ready_text(self) -> TextThread:

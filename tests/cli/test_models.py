@@ -70,13 +70,20 @@ def test_a_state_of_a_later_server_is_its_number() -> None:
     assert words.state(status) == "99"
 
 
-def test_ps_asks_for_the_loaded_models(bear: Bear, server: FakeServer) -> None:
-    header, line = bear("ps").stdout.splitlines()
-    assert list(server.last(models.ListModelsRequest).states) == [
-        types.MODEL_STATE_LOADING,
-        types.MODEL_STATE_READY,
-        types.MODEL_STATE_UNLOADING,
+def test_ps_shows_the_loaded_models_and_what_is_left_of_others(bear: Bear, server: FakeServer) -> None:
+    server.models = [
+        types.Model(name=types.ModelState.Name(state), status=types.ModelStatus(state=state))
+        for state in types.ModelState.values()
     ]
+    assert names(bear("ps").stdout) == [f"MODEL_STATE_{n}" for n in ("LOADING", "READY", "UNLOADING")]
+    memory = types.MemoryLedger(process_bytes=3 << 20)
+    status = types.ModelStatus(state=types.MODEL_STATE_AVAILABLE, worker_process_id=7, memory=memory)
+    server.models = [types.Model(name="left", status=status), *server.models]
+    assert bear("ps").stdout.splitlines()[1].split()[:4] == ["left", "AVAILABLE", "3.0", "MiB"]
+
+
+def test_ps_tells_what_a_loaded_model_does(bear: Bear, server: FakeServer) -> None:
+    header, line = bear("ps").stdout.splitlines()
     assert header.split() == [
         *("NAME", "STATE", "MEMORY", "RUNNING", "WAITING", "KV", "IDLE", "UNTIL", "PINNED")
     ]

@@ -61,6 +61,18 @@ class FakeClock:
         self.now_s = end_s
 
 
+class FakeProcess:
+    """A worker's process that no signal ends."""
+
+    def __init__(self, pid: int, held_bytes: int) -> None:
+        self.pid = pid
+        self.has_ended = False
+        self._held_bytes = held_bytes
+
+    def left_bytes(self) -> int:
+        return 0 if self.has_ended else self._held_bytes
+
+
 class FakeExecutor:
     """Loads when the test says so; holds `memory` bytes from then on."""
 
@@ -72,6 +84,7 @@ class FakeExecutor:
         self.pid = 1
         self.in_flight = 0
         self.memory_bytes = 0
+        self.left: tuple[Any, ...] = ()
         self.options: LoadOptions | None = None
         self.chat_template: str | None = None
         self.gone = asyncio.Event()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bear_grpc.executor.spawner import Spawner
-from tests.helpers.worker_kills import Outcome, kill_workers
+from tests.helpers.worker_kills import HEARTBEAT_TIMEOUT_S, STOP_SLACK_S, Outcome, kill_workers
 
 ROUNDS = 10
 SEED = 12
@@ -30,3 +30,4 @@ def test_streams_of_workers_that_are_killed_end_as_if_nothing_had_been(tmp_path:
     outcome = chaos(tmp_path, ROUNDS, SEED)
     assert outcome.deaths == ROUNDS
     assert outcome.cut > ROUNDS
+    assert max(outcome.stopped_s) <= HEARTBEAT_TIMEOUT_S + STOP_SLACK_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from bear_grpc.errors import (
 from bear_grpc.models.cooldown import FIRST_S, LONGEST_S
 from bear_grpc.types import LoadOptions, ModelState, StateReason
 from tests.helpers.ggufs import write_tiny_llama
-from tests.helpers.lifecycle import SOURCE, World, outcome, use
+from tests.helpers.lifecycle import SOURCE, FakeProcess, World, outcome, use
 
 READY, AVAILABLE, UNLOADING = ModelState.READY, ModelState.AVAILABLE, ModelState.UNLOADING
 
@@ -107,23 +108,29 @@ async def test_a_worker_is_told_the_chat_template_of_the_catalog(world):
 
 async def test_an_unload_that_does_not_give_everything_back_says_so(world, caplog):
     await world.add("a")
-    executor = await world.load("a")
-    executor.memory_bytes = 100
-
-    async def stop():
-        executor.memory_bytes = 30
-
-    executor.stop = stop
+    executor = await world.load("a", memory=100)
+    executor.left = (left := FakeProcess(77, 30),)
     assert (await world.manager.unload("a", 0.0)).released_bytes == 70
-    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "still holds 30 bytes" in line
+    (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "process 77 does not end: 30 bytes" in line
+    entry = world.shelf.get("a")
+    status = entry.status(with_memory=True)
+    assert (status.state, status.pid, status.process_bytes) == (AVAILABLE, 77, 30)
+    assert "process 77" in status.message
+    # It counts beside the worker of another load, until the kernel is done with it.
+    await world.load("a", memory=100)
+    assert entry.status(with_memory=True).process_bytes == 130
+    left.has_ended = True
+    assert entry.status(with_memory=True).process_bytes == 100
+    assert (await world.manager.unload("a", 0.0)).released_bytes == 100
+    assert entry.status(with_memory=True).pid == 0
 
 
 async def test_an_unload_that_gives_everything_back_warns_of_nothing(world, caplog):
     await world.add("a")
     (await world.load("a")).memory_bytes = 100
     assert (await world.manager.unload("a", 0.0)).released_bytes == 100
-    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_an_unload_ends_a_load_and_its_waiters(world):

@@ -14,9 +14,21 @@ from bear_grpc.testing import FakeClock
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, startup_timeout_s: float = 0.0) -> None:
         self.clock = FakeClock()
-        self.watch = Watch(self.clock, 10.0)
+        self.watch = Watch(self.clock, 10.0, startup_timeout_s)
+        self._began: dict[int, float] = {}
+
+    def run_step(self, step: int, seconds: float, predicted_s: float = 0.0) -> str | None:
+        """The worker computes the same step for so long, by the clock that it shares with the server."""
+        began_s = self._began.setdefault(step, self.clock())
+        for _ in range(round(seconds / CHECK_S)):
+            self.clock.advance(CHECK_S)
+            self.watch.beat(Heartbeat(step, self.clock() - began_s, predicted_s))
+            found = self.watch.overdue()
+            if found is not None:
+                return found
+        return None
 
     def pass_time(self, seconds: float, beat: Heartbeat | None = None) -> str | None:
         """Checks as often as a server does; the first finding."""
@@ -38,14 +50,53 @@ def test_a_worker_that_gives_none_is_stuck_after_the_time():
     world = World()
     world.watch.beat(Heartbeat(1, 0.0))
     assert world.pass_time(10.0) is None
-    assert "no sign of life for 10.5 s" in world.pass_time(1.0)
+    assert "no sign of life for 10.2 s" in world.pass_time(1.0)
 
 
 @pytest.mark.parametrize(("predicted_s", "limit_s"), [(0.0, 10.0), (0.5, 10.0), (3.0, 30.0)])
 def test_a_step_is_stuck_after_ten_times_its_prediction_and_ten_seconds_at_least(predicted_s, limit_s):
     world = World()
-    assert world.pass_time(CHECK_S, Heartbeat(4, limit_s, predicted_s)) is None
-    assert "step 4 has run" in world.pass_time(CHECK_S, Heartbeat(4, limit_s + 0.1, predicted_s))
+    assert world.run_step(4, limit_s, predicted_s) is None
+    assert "step 4 has run" in world.run_step(4, 2 * CHECK_S, predicted_s)
+
+
+def test_steps_that_follow_each_other_are_well():
+    world = World()
+    for step in range(10):
+        assert world.run_step(step, 9.0) is None
+
+
+def test_a_worker_that_starts_may_be_silent_for_longer():
+    world = World(startup_timeout_s=60.0)
+    assert world.pass_time(60.0) is None
+    assert world.pass_time(1.0) is not None
+    world = World(startup_timeout_s=60.0)
+    assert world.pass_time(30.0) is None
+    world.watch.has_started()
+    assert "no sign of life" in world.pass_time(CHECK_S)
+
+
+HOURS_S = 5 * 3600.0
+
+
+@pytest.mark.parametrize("jump_s", [HOURS_S, -HOURS_S], ids=["forwards", "backwards"])
+def test_a_clock_that_jumps_makes_nobody_stuck_and_hides_nobody_who_is(jump_s):
+    world = World()
+    assert world.run_step(1, 9.0) is None
+    world.clock.advance(jump_s)
+    assert world.run_step(2, 9.0) is None
+    world.clock.advance(jump_s)
+    assert world.pass_time(10.0) is None
+    assert "no sign of life for 10.2 s" in world.pass_time(1.0)
+
+
+def test_a_step_under_way_while_its_machine_is_suspended_is_not_stuck_for_it():
+    """The worker sees the same jump of the clock."""
+    world = World()
+    assert world.run_step(1, 5.0) is None
+    world.clock.advance(HOURS_S)
+    assert world.run_step(1, 4.0) is None
+    assert "step 1 has run" in world.run_step(1, 8.0)
 
 
 def test_a_server_that_stood_still_itself_reads_what_has_come_first():

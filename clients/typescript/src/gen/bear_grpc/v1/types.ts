@@ -372,7 +372,8 @@ export interface MemoryLedger {
   /**
    * The worker process as the system sees it: its own pages, and its share
    * of those it has in common with others (PSS). 0 where the system does not
-   * tell.
+   * tell. After an unload, and set only then: what is still held by a process
+   * that the system cannot end.
    */
   processBytes: number;
   /**
@@ -457,7 +458,7 @@ export interface ModelStatus {
   counters?:
     | EngineCounters
     | undefined;
-  /** Process id of its worker; 0 when there is none. */
+  /** Process id of its worker, or of one that does not end; 0 when there is none. */
   workerProcessId: number;
   /**
    * Tokens in the KV cache that no running sequence holds: prefixes kept for
