@@ -22,6 +22,7 @@ from .deadlines import Deadlines
 from .delivery import Delivery, Ending
 from .kv import KvCache
 from .outbox import Counters, Outbox
+from .places import Places
 from .plan import Budget, Plan, PlanItem
 from .scheduler import Scheduler
 from .sequence import Phase, Sequence
@@ -40,6 +41,8 @@ class EngineSettings:
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True
+    model: str = ""
+    max_waiting_tokens: int = 2**18
 
 
 class Engine:
@@ -80,6 +83,7 @@ class Engine:
             can_cut=backend.kv.can_cut,
         )
         self._deadlines = Deadlines(self._scheduler, self._kv, self._costs, options.batch_tokens)
+        self._places = Places(self._scheduler, self._settings.model, self._settings.max_waiting_tokens)
         self._batch = Batch(options.batch_tokens)
         self._live: dict[int, Sequence] = {}
         self._outbox = Outbox(emit, self.stats, clock)
@@ -126,8 +130,10 @@ class Engine:
             sequence.stalled_since_s = now
         self._scheduler.submit(sequence)
         first_token_s = self._deadlines.take(sequence)
-        if sequence.deadline_s and not sequence.has_begun and now + first_token_s >= sequence.deadline_s:
-            self._fail_sequence(sequence, DeadlineUnreachable(first_token_s))
+        is_late = 0 < sequence.deadline_s <= now + first_token_s and not sequence.has_begun
+        error = DeadlineUnreachable(first_token_s) if is_late else self._places.take(sequence, now)
+        if error is not None:
+            self._fail_sequence(sequence, error)
             self.flush()
 
     def cancel(self, id: int) -> None:
@@ -157,6 +163,8 @@ class Engine:
             **self._count.values(),
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            left_queue=self._places.left,
+            queue_s=self._places.held_s(self._clock()),
             kv_used_tokens=self._kv.used_tokens,
             kv_idle_tokens=self._kv.idle_tokens,
             snapshot_tokens=self._kv.snapshots.tokens,
@@ -176,7 +184,10 @@ class Engine:
         self._mark([item.sequence.id for item in plan.items])
         for sequence in plan.started:
             self._start(sequence, began)
-        if plan.started or is_over:
+        queued = self._places.look(began)
+        for event in queued:
+            self._outbox.tell(event)
+        if plan.started or is_over or queued:
             self.flush()  # whoever waits need not wait for the step, too
         worked = bool(plan.items)
         if not worked:
@@ -194,15 +205,19 @@ class Engine:
         """Emits what has happened since the last step, if anything."""
         self._outbox.flush()
 
-    def seconds_to_ending(self) -> float | None:
-        """Time until a sequence must be ended, as it stalls or its deadline comes; None: none has to."""
+    def seconds_to_event(self) -> float | None:
+        """Time until a sequence must be ended, as it stalls or its deadline comes, or told its place.
+
+        None: there is nothing to wait for.
+        """
         since = [s.stalled_since_s for s in self._live.values() if s.stalled_since_s is not None]
         stalled_s = min(since, default=math.inf) + self._settings.stall_timeout_s
-        end_s = min(stalled_s, self._deadlines.next_s(self._live.values()))
+        end_s = min(stalled_s, self._deadlines.next_s(self._live.values()), self._places.due_s)
         return None if math.isinf(end_s) else max(0.0, end_s - self._clock())
 
     def _start(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_s = sequence.admitted_s or now
+        self._places.leave(sequence, now)
         params = sequence.sampling
         filters = None if sampling.is_plain_greedy(params) else self._backend.make_sampler(params)
         sequence.sampler = sampling.TokenSampler(params, filters, sequence.matcher)
@@ -329,6 +344,7 @@ class Engine:
     def _end(self, sequence: Sequence, phase: Phase, event: SequenceEvent) -> None:
         """The one place where a sequence's resources are released and its ending is told."""
         self._scheduler.end(sequence, phase, keep=phase is not Phase.FAILED)
+        self._places.leave(sequence, self._clock())
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

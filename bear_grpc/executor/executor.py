@@ -15,7 +15,6 @@ from ..errors import (
     BearError,
     InvalidField,
     ModelUnloaded,
-    QueueFull,
     RequestQuarantined,
     WorkerCrashed,
     from_record,
@@ -33,6 +32,7 @@ from ..protocol import (
     Load,
     Prefilled,
     Progress,
+    Queued,
     Ready,
     SequenceEvent,
     Started,
@@ -43,6 +43,7 @@ from ..protocol import (
     ToServer,
 )
 from ..types import CostTable, EngineStats, LoadOptions
+from .admission import Admission
 from .crash import CrashReport
 from .generation import Generation
 from .recovery import Recovery
@@ -63,6 +64,7 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     """
 
     max_waiting: int = 512
+    max_waiting_tokens: int = 2**18
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True
@@ -101,7 +103,8 @@ class ModelExecutor:
         self._next_id = 1
         # By the ids of their sequences, as long as these run or wait.
         self._generations: dict[int, Generation] = {}
-        self._texts = Texts(name)
+        self._admission = Admission(name, limits.max_waiting)
+        self._texts = Texts(name, limits.max_waiting)
         self._recovery = Recovery(name, limits.max_restarts)
         self._load: Load | None = None
         self._supervisor = Supervisor(
@@ -165,6 +168,7 @@ class ModelExecutor:
             max_rendered_chars=limits.input.max_rendered_chars,
             cost_tables=list(costs),
             chat_template=chat_template,
+            max_waiting_tokens=limits.max_waiting_tokens,
         )
         try:
             return await self.restart()
@@ -206,10 +210,8 @@ class ModelExecutor:
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
         """
         self._check_open()
-        waiting = len(self._generations) - self.stats.running
-        # An empty queue takes any request, however many answers it asks for.
-        if waiting > 0 and waiting + n > self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
+        # While there is no worker all of them wait: each needs a slot of the next one.
+        self._admission.check(len(self._generations) - self.stats.running, n)
         received = time.monotonic() if received_s is None else received_s
         generation = Generation(self._take_ids(n), received, self._send)
         submit = Submit(
@@ -227,6 +229,8 @@ class ModelExecutor:
         )
         self._generations.update(dict.fromkeys(generation.ids, generation))
         self._send_all(self._recovery.add(generation, submit, fail_on_restart=fail_on_restart))
+        if output.queue_progress and not self._recovery.is_sent(generation):
+            generation.push(Queued(generation.ids.start, self.requests_in_flight - 1))
         if self._idle.is_set():
             self._idle.clear()
             self._supervisor.set_busy(True)
@@ -242,8 +246,6 @@ class ModelExecutor:
     ) -> TextResult:
         """The text thread's answer: tokens of `source`, or text of `token_ids`."""
         self._check_open()
-        if len(self._texts) >= self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
         (id,) = self._take_ids(1)
         job = TextJob(id, source, token_ids, include_pieces, include_special)
         future = self._texts.add(job)
@@ -318,7 +320,9 @@ class ModelExecutor:
         match frame:
             case Step():
                 if frame.stats is not None:
-                    self.stats = frame.stats
+                    before, self.stats = self.stats, frame.stats
+                    left = self.stats.left_queue - before.left_queue
+                    self._admission.outflow.add(left, self.stats.queue_s - before.queue_s)
                 for event in frame.events:
                     self._take_event(event)
             case TextResult():
@@ -333,7 +337,7 @@ class ModelExecutor:
         if generation is None:
             return
         match event:
-            case Started() | Prefilled() | Delta():
+            case Queued() | Started() | Prefilled() | Delta():
                 generation.push(event)
             case Finished():
                 self.deaths = 0

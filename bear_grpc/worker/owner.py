@@ -94,7 +94,11 @@ class Owner(threading.Thread):
             clock=time.monotonic,
             emit=self._post,
             settings=EngineSettings(
-                self._load.stall_timeout_s, self._load.step_target_s, self._load.share_prefixes
+                self._load.stall_timeout_s,
+                self._load.step_target_s,
+                self._load.share_prefixes,
+                self._load.model,
+                self._load.max_waiting_tokens,
             ),
             costs=CostModel(() if table is None else table.costs),
             mark=self._mark,
@@ -112,7 +116,7 @@ class Owner(threading.Thread):
         """All commands that have come; sleeps for one if there is nothing to compute."""
         with self._changed:
             if wait and not self._commands:
-                self._changed.wait(engine.seconds_to_ending())
+                self._changed.wait(engine.seconds_to_event())
             commands = list(self._commands)
             self._commands.clear()
         return commands
