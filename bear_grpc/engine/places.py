@@ -30,7 +30,7 @@ class _Told:
 class Places:
     """The queue of one engine as its callers see it.
 
-    Places are counted in requests, and the first of a request's answers stands for it: its prompt counts once.
+    Places are counted in requests: the first of a request's answers stands for it, its prompt counts once.
     What finds a free slot tells nothing of a full queue: only what a plan has left behind is measured.
     """
 
