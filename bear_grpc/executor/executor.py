@@ -230,7 +230,9 @@ class ModelExecutor:
         self._generations.update(dict.fromkeys(generation.ids, generation))
         self._send_all(self._recovery.add(generation, submit, fail_on_restart=fail_on_restart))
         if output.queue_progress and not self._recovery.is_sent(generation):
-            generation.push(Queued(generation.ids.start, self.requests_in_flight - 1))
+            # One that is suspected of ending workers runs alone, the others wait.
+            position = self.requests_in_flight - 1 - min(1, self.stats.running)
+            generation.push(Queued(generation.ids.start, position))
         if self._idle.is_set():
             self._idle.clear()
             self._supervisor.set_busy(True)
