@@ -9,6 +9,7 @@ import pytest
 
 from bear_grpc.engine.cost import SIZES, CostModel
 from bear_grpc.engine.places import TELL_S
+from bear_grpc.engine.plan import Plan
 from bear_grpc.engine.sequence import Phase
 from bear_grpc.params import OutputParams
 from bear_grpc.protocol import Ended, Queued, Started
@@ -130,6 +131,23 @@ def test_a_resumed_sequence_counts_before_others_and_is_told_nothing():
     made.submit(3, [3], output=ASKS)
     made.step()
     assert (places(made, 2), places(made, 3)) == ([], [1])
+
+
+def test_one_that_is_preempted_waits_unseen_but_counts_before_others(monkeypatch):
+    made = harness()
+    made.submit(9, [9], max_tokens=20)
+    first = made.submit(1, [1], max_tokens=20, output=ASKS)
+    made.step()
+    made.engine.cancel(9)
+    made.step()
+    assert first.is_started
+    made.engine._scheduler.preempt(first)
+    made.submit(2, [2], output=ASKS)
+    made.clock.advance(TELL_S)
+    # Nobody gets the slot in this step.
+    monkeypatch.setattr(made.engine._scheduler, "plan", lambda limit_s: Plan((), ()))
+    made.step()
+    assert (places(made, 1), places(made, 2)) == ([0], [1])
 
 
 def test_the_wait_is_unknown_until_something_has_left_and_then_near_the_truth():

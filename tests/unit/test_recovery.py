@@ -61,6 +61,7 @@ def test_only_what_a_worker_had_is_taken_by_the_next_one_whatever_waits():
     world.add(1)
     world.recovery.close(CrashReport("SIGKILL"))
     world.add(2)
+    world.recovery.close(CrashReport("SIGKILL"))
     assert [(frame.id, frame.was_taken) for frame in world.recovery.open()] == [(1, True), (2, False)]
 
 
