@@ -206,10 +206,7 @@ class Engine:
         self._outbox.flush()
 
     def seconds_to_event(self) -> float | None:
-        """Time until a sequence must be ended, as it stalls or its deadline comes, or told its place.
-
-        None: there is nothing to wait for.
-        """
+        """Time until a sequence must be ended, as it stalls or its deadline comes, or told its place."""
         since = [s.stalled_since_s for s in self._live.values() if s.stalled_since_s is not None]
         stalled_s = min(since, default=math.inf) + self._settings.stall_timeout_s
         end_s = min(stalled_s, self._deadlines.next_s(self._live.values()), self._places.due_s)

@@ -147,7 +147,7 @@ def test_one_that_is_preempted_waits_unseen_but_counts_before_others(monkeypatch
     made.submit(2, [2], output=ASKS)
     made.clock.advance(TELL_S)
     # Nobody gets the slot in this step.
-    monkeypatch.setattr(made.engine._scheduler, "plan", lambda limit_s: Plan((), ()))
+    monkeypatch.setattr(made.engine._scheduler, "plan", lambda *times: Plan((), ()))
     made.step()
     assert (places(made, 1), places(made, 2)) == ([1], [1])
 
