@@ -48,6 +48,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models_dir: Path = Path()
     allow_path: list[Path] = []
     max_waiting_requests: int = 512
+    max_waiting_tokens: int = 2**18  # of their prompts: as many requests of 512 tokens each
     prefix_sharing: Literal["tenant", "all", "off"] = "tenant"
     step_target_ms: float = 0.0  # 0: chosen from the measured step times
     stall_timeout_s: float = 30.0
@@ -85,7 +86,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("listen: at least one address is needed")
-        for name in ("max_waiting_requests", "stall_timeout_s", "heartbeat_timeout_s", "max_pulls"):
+        at_least_1 = ("max_waiting_requests", "max_waiting_tokens", "max_pulls")
+        for name in (*at_least_1, "stall_timeout_s", "heartbeat_timeout_s"):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
         at_least_0 = ("stop_grace_s", "step_target_ms", "pull_rate_limit_mb_s", "max_restarts_per_request")

@@ -325,14 +325,23 @@ class Exhausted(BearError):
 
 
 class QueueFull(Exhausted):
-    """As many requests wait for the model as may."""
+    """As much waits for the model as may; `unit` tells what is counted."""
 
     reason = "QUEUE_FULL"
 
-    def __init__(self, name: str, limit: int, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        retry_after_s: float,
+        *,
+        waiting: int,
+        asked: int = 1,
+        unit: str = "requests",
+    ) -> None:
         super().__init__(
-            f"{limit} requests are waiting for {name!r} already",
-            metadata={"model": name, "limit": limit},
+            f"{waiting} {unit} wait for {name!r} already; with {asked} more the limit of {limit} is passed",
+            metadata={"model": name, "unit": unit, "limit": limit, "waiting": waiting, "asked": asked},
             retry_after_s=retry_after_s,
         )
 

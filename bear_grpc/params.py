@@ -218,6 +218,7 @@ class OutputParams(msgspec.Struct, frozen=True):
     top_logprobs: int = 0
     echo: bool = False
     prefill_progress: bool = False
+    queue_progress: bool = False
 
     @property
     def wants_logprobs(self) -> bool:

@@ -56,6 +56,7 @@ class Load(Frame, frozen=True):
     max_rendered_chars: int = DEFAULT_LIMITS.max_rendered_chars
     cost_tables: list[CostTable] = []
     chat_template: str | None = None
+    max_waiting_tokens: int = 2**18
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -78,7 +79,8 @@ class Submit(Frame, frozen=True):
 
     `received_s` and `deadline_s` (0: none) are CLOCK_MONOTONIC. Prefixes are shared between submits of
     equal `scope`, the engine's time between tenants, and in a tenant between tags. With `resume` it is the
-    one answer `index` of a request, which goes on from there.
+    one answer `index` of a request, which goes on from there. `was_taken`: a worker that is gone had it,
+    so the bounds of the queue do not concern it.
     """
 
     id: int
@@ -98,6 +100,7 @@ class Submit(Frame, frozen=True):
     deadline_s: float = 0.0
     index: int = 0
     resume: Resume | None = None
+    was_taken: bool = False
 
 
 class Cancel(Frame, frozen=True):
@@ -181,8 +184,19 @@ class Failed(Frame, frozen=True):
     error: ErrorRecord
 
 
+class Queued(msgspec.Struct, frozen=True, tag=True):
+    """A request waits, `position` others before it; never after a Started of it. `id` is its first answer's.
+
+    `estimated_wait_s` is 0 while unknown.
+    """
+
+    id: int
+    position: int
+    estimated_wait_s: float = 0.0
+
+
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """A sequence has been taken up; told once, before anything else of it."""
+    """A sequence has been taken up; told once, before anything else of it but Queued."""
 
     id: int
     prompt_tokens: int
@@ -253,7 +267,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     error: ErrorRecord | None = None
 
 
-SequenceEvent = Started | Prefilled | Delta | Finished | Ended
+SequenceEvent = Queued | Started | Prefilled | Delta | Finished | Ended
 
 
 class Step(Frame, frozen=True):

@@ -107,6 +107,7 @@ class Server:
         estimator = Estimator(spawner=spawner, cores=cores)
         limits = ExecutorLimits(
             max_waiting=config.max_waiting_requests,
+            max_waiting_tokens=config.max_waiting_tokens,
             stall_timeout_s=config.stall_timeout_s,
             step_target_s=config.step_target_ms / 1000,
             share_prefixes=config.prefix_sharing != "off",

@@ -1,4 +1,4 @@
-"""A download's or a load's progress as a bar on stderr, for `pull`, `load` and `run`."""
+"""A download's or a load's progress, or a place in a queue, as a bar on stderr: `pull`, `load`, `run`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from bear_grpc.v1.inference_service_pb2 import Queued
     from bear_grpc.v1.types_pb2 import LoadProgress, ModelStatus, PullProgress
 
 # Longer names would push the numbers off a line of 80 columns.
@@ -19,7 +20,10 @@ _LONGEST_NAME = 24
 
 
 class ModelBar:
-    """Shows a model while it is downloaded or LOADING; goes away otherwise. Nothing where no person looks."""
+    """Shows a model while it is downloaded, LOADING or waited for, and goes away otherwise.
+
+    Nothing where no person looks.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         shown_on = console or output.console(stderr=True)
@@ -53,6 +57,16 @@ class ModelBar:
             total=float(pull.total_bytes) or None,
             completed=pull.completed_bytes,
             detail=pull_detail(pull),
+        )
+
+    def update_queue(self, name: str, queued: Queued) -> None:
+        """Shows a request's place in the queue of a model; from any thread."""
+        wait = queued.estimated_wait_seconds
+        self._show(
+            f"{short_name(name)}: waiting, {queued.position} before",
+            total=None,
+            completed=0,
+            detail=f"about {output.left(wait)}" if wait > 0 else "",
         )
 
     def _show_load(self, name: str, load: LoadProgress) -> None:

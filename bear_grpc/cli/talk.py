@@ -103,6 +103,9 @@ class Talk:
                     if event.HasField("model_progress"):
                         bar.update(event.model_progress)
                         continue
+                    if event.HasField("queued"):
+                        bar.update_queue(self._model, event.queued)
+                        continue
                     if event.HasField("started"):
                         bar.close()
                     answers.add(event)

@@ -22,6 +22,7 @@ from .deadlines import Deadlines
 from .delivery import Delivery, Ending
 from .kv import KvCache
 from .outbox import Counters, Outbox
+from .places import Places
 from .plan import Budget, Plan, PlanItem
 from .scheduler import Scheduler
 from .sequence import Phase, Sequence
@@ -44,6 +45,8 @@ class EngineSettings:
     step_target_s: float = 0.0
     share_prefixes: bool = True
     aging_s: float = 10.0
+    model: str = ""
+    max_waiting_tokens: int = 2**18
 
 
 class Engine:
@@ -85,6 +88,7 @@ class Engine:
             aging_s=self._settings.aging_s,
         )
         self._deadlines = Deadlines(self._scheduler, self._kv, self._costs, options.batch_tokens)
+        self._places = Places(self._scheduler, self._settings.model, self._settings.max_waiting_tokens)
         self._batch = Batch(options.batch_tokens)
         self._live: dict[int, Sequence] = {}
         self._outbox = Outbox(emit, self.stats, clock)
@@ -131,9 +135,10 @@ class Engine:
             sequence.stalled_since_s = now
         self._scheduler.submit(sequence)
         self._deadlines.take(sequence)
-        first_token_s = None if sequence.has_begun else self._deadlines.unreachable_s(sequence, now)
-        if first_token_s is not None:
-            self._fail_sequence(sequence, DeadlineUnreachable(first_token_s))
+        late_s = None if sequence.has_begun else self._deadlines.unreachable_s(sequence, now)
+        error = self._places.take(sequence, now) if late_s is None else DeadlineUnreachable(late_s)
+        if error is not None:
+            self._fail_sequence(sequence, error)
             self.flush()
 
     def cancel(self, id: int) -> None:
@@ -164,6 +169,8 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            left_queue=self._places.left,
+            queue_s=self._places.held_s(self._clock()),
             kv_used_tokens=self._kv.used_tokens,
             kv_idle_tokens=self._kv.idle_tokens,
             snapshot_tokens=self._kv.snapshots.tokens,
@@ -183,7 +190,10 @@ class Engine:
         self._mark([item.sequence.id for item in plan.items])
         for sequence in plan.started:
             self._start(sequence, began)
-        if plan.started or is_over:
+        queued = self._places.look(began)
+        for event in queued:
+            self._outbox.tell(event)
+        if plan.started or is_over or queued:
             self.flush()  # whoever waits need not wait for the step, too
         worked = bool(plan.items)
         if not worked:
@@ -201,15 +211,16 @@ class Engine:
         """Emits what has happened since the last step, if anything."""
         self._outbox.flush()
 
-    def seconds_to_ending(self) -> float | None:
-        """Time until a sequence must be ended, as it stalls or its deadline comes; None: none has to."""
+    def seconds_to_event(self) -> float | None:
+        """Time until a sequence must be ended, as it stalls or its deadline comes, or told its place."""
         since = [s.stalled_since_s for s in self._live.values() if s.stalled_since_s is not None]
         stalled_s = min(since, default=math.inf) + self._settings.stall_timeout_s
-        end_s = min(stalled_s, self._deadlines.next_s(self._live.values()))
+        end_s = min(stalled_s, self._deadlines.next_s(self._live.values()), self._places.due_s)
         return None if math.isinf(end_s) else max(0.0, end_s - self._clock())
 
     def _start(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_s = sequence.admitted_s or now
+        self._places.leave(sequence, now)
         params = sequence.sampling
         filters = None if sampling.is_plain_greedy(params) else self._backend.make_sampler(params)
         sequence.sampler = sampling.TokenSampler(params, filters, sequence.matcher)
@@ -335,6 +346,7 @@ class Engine:
     def _end(self, sequence: Sequence, phase: Phase, event: SequenceEvent) -> None:
         """The one place where a sequence's resources are released and its ending is told."""
         self._scheduler.end(sequence, phase, keep=phase is not Phase.FAILED)
+        self._places.leave(sequence, self._clock())
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

@@ -88,9 +88,12 @@ class Sequence:
     sampling_s: float = 0.0
     stalled_since_s: float | None = None
     state: float | None = None  # of the sampler, where another worker has begun
+    request: int = 0  # id of its request's first answer; 0: its own
+    was_taken: bool = False  # another worker had it in its queue
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
+        self.request = self.request or self.id
 
     @property
     def num_completion(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from ..errors import (
     BearError,
     InvalidField,
     ModelUnloaded,
-    QueueFull,
     RequestQuarantined,
     WorkerCrashed,
     from_record,
@@ -38,6 +38,7 @@ from ..protocol import (
     Load,
     Prefilled,
     Progress,
+    Queued,
     Ready,
     SequenceEvent,
     Started,
@@ -48,6 +49,7 @@ from ..protocol import (
     ToServer,
 )
 from ..types import CostTable, EngineStats, LoadOptions
+from .admission import Admission
 from .crash import CrashReport
 from .generation import Generation
 from .limits import ExecutorLimits
@@ -93,7 +95,8 @@ class ModelExecutor:
         self._next_id = 1
         # By the ids of their sequences, as long as these run or wait.
         self._generations: dict[int, Generation] = {}
-        self._texts = Texts(name)
+        self._admission = Admission(name, limits.max_waiting)
+        self._texts = Texts(name, limits.max_waiting)
         self._recovery = Recovery(name, limits.max_restarts)
         self._load: Load | None = None
         self._supervisor = Supervisor(
@@ -164,6 +167,7 @@ class ModelExecutor:
             max_rendered_chars=limits.input.max_rendered_chars,
             cost_tables=list(costs),
             chat_template=chat_template,
+            max_waiting_tokens=limits.max_waiting_tokens,
         )
         try:
             return await self.restart()
@@ -208,12 +212,12 @@ class ModelExecutor:
         Raises QueueFull, and ModelUnloaded while the worker is being ended.
         """
         self._check_open()
+        # While there is no worker all of them wait: each needs a slot of the next one.
         waiting = len(self._generations) - self.stats.running
-        # An empty queue takes any request, however many answers it asks for.
-        if waiting > 0 and waiting + n > self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
+        held = (each.tenant for each in self._generations.values())
+        self._admission.check(waiting, n, tenant, lambda: Counter(held))
         received = time.monotonic() if received_s is None else received_s
-        generation = Generation(self._take_ids(n), received, self._send)
+        generation = Generation(self._take_ids(n), received, self._send, tenant)
         submit = Submit(
             generation.ids.start,
             source,
@@ -232,6 +236,10 @@ class ModelExecutor:
         )
         self._generations.update(dict.fromkeys(generation.ids, generation))
         self._send_all(self._recovery.add(generation, submit, fail_on_restart=fail_on_restart))
+        if output.queue_progress and not self._recovery.is_sent(generation):
+            # One that is suspected of ending workers runs alone, the others wait.
+            position = self.requests_in_flight - 1 - min(1, self.stats.running)
+            generation.push(Queued(generation.ids.start, position))
         if self._idle.is_set():
             self._idle.clear()
             self._supervisor.set_busy(True)
@@ -247,8 +255,6 @@ class ModelExecutor:
     ) -> TextResult:
         """The text thread's answer: tokens of `source`, or text of `token_ids`."""
         self._check_open()
-        if len(self._texts) >= self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
         (id,) = self._take_ids(1)
         job = TextJob(id, source, token_ids, include_pieces, include_special)
         future = self._texts.add(job)
@@ -323,7 +329,9 @@ class ModelExecutor:
         match frame:
             case Step():
                 if frame.stats is not None:
-                    self.stats = frame.stats
+                    before, self.stats = self.stats, frame.stats
+                    left = self.stats.left_queue - before.left_queue
+                    self._admission.outflow.add(left, self.stats.queue_s - before.queue_s)
                 for event in frame.events:
                     self._take_event(event)
             case TextResult():
@@ -338,7 +346,7 @@ class ModelExecutor:
         if generation is None:
             return
         match event:
-            case Started() | Prefilled() | Delta():
+            case Queued() | Started() | Prefilled() | Delta():
                 generation.push(event)
             case Finished():
                 self.deaths = 0

@@ -11,7 +11,7 @@ from typing import Self
 import msgspec
 
 from ..errors import BearError
-from ..protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Submit
+from ..protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Queued, Submit
 from .journal import Event, Journal
 
 # Credit goes back in lots: a frame per token would cost the worker a wake-up each.
@@ -37,8 +37,8 @@ class _Branch:
         event = self.events.popleft()
         if isinstance(event, Delta):
             return self._merge(event)
-        if isinstance(event, Prefilled):
-            while self.events and isinstance(self.events[0], Prefilled):
+        if isinstance(event, Queued | Prefilled):
+            while self.events and type(self.events[0]) is type(event):
                 event = self.events.popleft()
         return event
 
@@ -63,15 +63,20 @@ class _Branch:
 class Generation:
     """An async iterator of answers' indices and events: for each index Started, Delta …, one Finished.
 
+    Before the first Started there may be Queued, for the whole request.
+
     Or an error, which is of all answers: what came before it is read first, the others
     are cancelled. What has queued up of an answer is given as one Delta. Credit goes back
     as the reader takes events, so a reader that stops reading stops the work. `close`
     ends the work that has not ended; always call it.
     """
 
-    def __init__(self, ids: range, received_s: float, send: Callable[[Frame], None]) -> None:
+    def __init__(
+        self, ids: range, received_s: float, send: Callable[[Frame], None], tenant: str = ""
+    ) -> None:
         """Answer i has the id `ids[i]`."""
         self.ids = ids
+        self.tenant = tenant
         self._received_s = received_s
         self._send = send
         self._branches = [_Branch(index, id) for index, id in enumerate(ids)]
@@ -91,6 +96,8 @@ class Generation:
         branch = self._branches[event.id - self.ids.start]
         if branch.ended:
             return  # cancelled, the worker did not know yet
+        if isinstance(event, Queued) and self.has_started:
+            return  # an answer waits again, in another worker: its place is not the request's
         if branch.journal.take(event) is None:
             return  # a new worker tells what the one before it has told
         if not branch.events:

@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..protocol import INITIAL_CREDIT_TOKENS, Delta, Finished, Prefilled, Resume, Started
+from ..protocol import INITIAL_CREDIT_TOKENS, Delta, Finished, Prefilled, Queued, Resume, Started
 
-Event = Started | Prefilled | Delta | Finished
+Event = Queued | Started | Prefilled | Delta | Finished
 
 
 class Journal:

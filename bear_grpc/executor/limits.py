@@ -15,6 +15,7 @@ class ExecutorLimits(msgspec.Struct, frozen=True):
     """
 
     max_waiting: int = 512
+    max_waiting_tokens: int = 2**18
     stall_timeout_s: float = 30.0
     step_target_s: float = 0.0
     share_prefixes: bool = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
+
 from ..errors import BearError, RequestQuarantined, WorkerCrashed
 from ..protocol import Submit
 from .crash import CrashReport
@@ -82,6 +84,8 @@ class Recovery:
         ends: list[tuple[Generation, BearError]] = []
         for request in self._requests.values():
             was_sent, request.is_sent = request.is_sent, False
+            if was_sent:
+                request.submit = msgspec.structs.replace(request.submit, was_taken=True)
             error = self._judge(request, report, was_sent)
             if error is not None:
                 ends.append((request.generation, error))

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
+from collections.abc import Callable
 
 from ..errors import BearError, RequestQuarantined, WorkerCrashed
 from ..protocol import TextJob, TextResult
+from .admission import Admission
 from .crash import CrashReport
+
+# Jobs that are done per second, as long as none has been.
+ASSUMED_PER_S = 100.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -21,15 +27,19 @@ class _Waiting:
 class Texts:
     """The jobs of one model. Event loop only."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """At most `limit` jobs wait."""
         self._name = name
+        self._clock = clock
+        self._admission = Admission(name, limit, unit="texts", assumed_per_s=ASSUMED_PER_S, clock=clock)
+        self._since_s = 0.0  # when the last one ended, or the first one came
         self._waiting: dict[int, _Waiting] = {}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, job: TextJob) -> asyncio.Future[TextResult]:
-        """The future answer of a job; `remove` it in any case."""
+        """The future answer of a job; `remove` it in any case. Raises QueueFull."""
+        self._admission.check(len(self._waiting))
+        if not self._waiting:
+            self._since_s = self._clock()
         future: asyncio.Future[TextResult] = asyncio.get_running_loop().create_future()
         self._waiting[job.id] = _Waiting(job, future)
         return future
@@ -37,6 +47,9 @@ class Texts:
     def remove(self, job: TextJob) -> None:
         """Nobody waits for it any more."""
         del self._waiting[job.id]
+        now = self._clock()
+        self._admission.outflow.add(1, now - self._since_s)
+        self._since_s = now
 
     async def settle(self) -> None:
         """Waits until those under way now have ended."""

@@ -26,6 +26,7 @@ from ..executor.limits import ExecutorLimits
 from ..executor.share import CpuShare
 from ..executor.spawner import Spawner
 from ..types import LoadOptions, ModelState, StateReason
+from .arrivals import Arrivals
 from .clock import Clock, LoopClock
 from .cooldown import Cooldown
 from .cost_keeping import CostKeeper
@@ -89,6 +90,7 @@ class ModelManager:
             cooldown=self._cooldown,
             restart=self._restart,
         )
+        self._arrivals = Arrivals(limits.max_waiting)
         self._gate = Gate()
         shelf.feed.listen(self._on_change)
 
@@ -121,7 +123,8 @@ class ModelManager:
         """
         with self._gate.enter():
             async with self._gate.waiting():
-                entry = await self._with_file(name) if load_if_needed else self._shelf.get(name)
+                with self._arrivals.wait(name):
+                    entry = await self._with_file(name) if load_if_needed else self._shelf.get(name)
             self._keep.begin(entry)
             try:
                 async with self._gate.waiting():
@@ -209,7 +212,9 @@ class ModelManager:
             self._check_cooldown(entry)
             task = self._begin_load(entry, LoadOptions())
             if task is not None:
-                await asyncio.shield(task)
+                ahead = 0 if entry.executor is None else entry.executor.in_flight
+                with self._arrivals.wait(entry.name, ahead):
+                    await asyncio.shield(task)
         if entry.state is not ModelState.READY or entry.executor is None:
             raise ModelUnloaded(entry.name)
         return entry.executor

@@ -175,7 +175,7 @@ class PullManager:
         download = self._downloads.get(name)
         if download is None:
             if len(self._downloads) >= MAX_DOWNLOADS:
-                raise QueueFull(name, MAX_DOWNLOADS, retry_after_s=30.0)
+                raise QueueFull(name, MAX_DOWNLOADS, 30.0, waiting=len(self._downloads), unit="downloads")
             download = self._downloads[name] = Download(name, reference)
             self._shelf.announce(name, HubSource(reference.repo_id, reference.file or "", reference.revision))
             download.task = asyncio.create_task(self._run(download))

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import msgspec
 
+from ..executor.journal import Event
 from ..models.entry import ModelEntry
 from ..params import MAX_SEED, SamplingParams
-from ..protocol import Delta, Finished, Prefilled, Started, Token
+from ..protocol import Delta, Finished, Prefilled, Queued, Started, Token
 from ..types import StopCause, Timings, Usage
 from ..v1 import inference_service_pb2 as pb
 from .convert import enum_to_proto, sampling_to_proto
 
 
 def response_to_proto(
-    index: int, event: Started | Prefilled | Delta | Finished, entry: ModelEntry, sampling: SamplingParams
+    index: int, event: Event, entry: ModelEntry, sampling: SamplingParams
 ) -> pb.GenerateResponse | None:
     """The message of an event of answer `index`; None if it has nothing to tell.
 
     `sampling` is the request's, with the seed of answer 0.
     """
     match event:
+        case Queued():
+            place = pb.Queued(position=event.position, estimated_wait_seconds=event.estimated_wait_s)
+            response = pb.GenerateResponse(queued=place)
         case Started():
             response = pb.GenerateResponse(started=started_to_proto(index, event, entry, sampling))
         case Prefilled():

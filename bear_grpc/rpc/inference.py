@@ -118,7 +118,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         received_s = time.monotonic()
         deadline_s = deadline_of(context, received_s, self._max_request_s)
         with self._hold_id(spec.request_id) as request_id:
-            if spec.queue_progress:
+            if spec.output.queue_progress:
                 async with aclosing(self._load_progress(spec)) as progress:
                     async for response in progress:
                         response.request_id = request_id
@@ -144,7 +144,6 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         entry = self._shelf.get(executor.name)
         sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
         tenant = tenant_of(context.peer())
-        ahead = executor.requests_in_flight
         generation = executor.generate(
             spec.input,
             sampling,
@@ -162,8 +161,6 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             fail_on_restart=spec.fail_on_restart,
         )
         try:
-            if spec.queue_progress and ahead:
-                yield pb.GenerateResponse(queued=pb.Queued(position=ahead))
             async for index, event in generation:
                 message = response_to_proto(index, event, entry, sampling)
                 if message is not None:

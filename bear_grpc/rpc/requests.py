@@ -46,7 +46,6 @@ class GenerateSpec(msgspec.Struct, frozen=True):
     output: OutputParams = OutputParams()
     constraint: Constraint | None = None
     overflow: OverflowPolicy = OverflowPolicy.ERROR
-    queue_progress: bool = False
     load_if_needed: bool = True
     keep_alive_s: float | None = None
     request_id: str = ""
@@ -92,7 +91,6 @@ def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_L
         output=_output(request.output, wrong, limits),
         constraint=constraint,
         overflow=wrong.take(lambda: _overflow(request.overflow_policy), OverflowPolicy.ERROR),
-        queue_progress=request.output.queue_progress,
         load_if_needed=request.load_if_needed if request.HasField("load_if_needed") else True,
         keep_alive_s=request.keep_alive.ToNanoseconds() / 1e9 if request.HasField("keep_alive") else None,
         request_id=request.request_id,
@@ -114,6 +112,7 @@ def _output(options: pb.OutputOptions, wrong: Collector, limits: InputLimits) ->
         top_logprobs=options.top_logprobs,
         echo=options.echo,
         prefill_progress=options.prefill_progress,
+        queue_progress=options.queue_progress,
     )
 
 

@@ -961,16 +961,20 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class Queued(_message.Message):
-    """A place in the queue."""
+    """A place in the model's queue: told when the request has to wait, and when
+    the place has changed, at most twice a second. Never after a `started`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
     ESTIMATED_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Requests before this one."""
+    """Requests that wait before this one; 0: it is the next one to start."""
     estimated_wait_seconds: _builtins.float
-    """Predicted wait; 0 while unknown."""
+    """Predicted wait from now on, by how quickly others have started lately;
+    0 while unknown.
+    """
     def __init__(
         self,
         *,

@@ -89,15 +89,18 @@ class Owner(threading.Thread):
                 self._tell_costs(table, engine.costs())
 
     def _make_engine(self, backend: Backend, table: CostTable | None) -> Engine:
+        load = self._load
         return Engine(
             backend,
             clock=time.monotonic,
             emit=self._post,
             settings=EngineSettings(
-                self._load.stall_timeout_s,
-                self._load.step_target_s,
-                self._load.share_prefixes,
-                self._load.priority_aging_s,
+                stall_timeout_s=load.stall_timeout_s,
+                step_target_s=load.step_target_s,
+                share_prefixes=load.share_prefixes,
+                aging_s=load.priority_aging_s,
+                model=load.model,
+                max_waiting_tokens=load.max_waiting_tokens,
             ),
             costs=CostModel(() if table is None else table.costs),
             mark=self._mark,
@@ -115,7 +118,7 @@ class Owner(threading.Thread):
         """All commands that have come; sleeps for one if there is nothing to compute."""
         with self._changed:
             if wait and not self._commands:
-                self._changed.wait(engine.seconds_to_ending())
+                self._changed.wait(engine.seconds_to_event())
             commands = list(self._commands)
             self._commands.clear()
         return commands

@@ -132,6 +132,8 @@ class Preparer:
                 matcher=matcher if matcher is None or index == 0 else matcher.copy(),
                 echo=Echo(strip_space=strips) if submit.output.echo else None,
                 truncated=len(tokens) - len(kept),
+                request=submit.id - submit.index,
+                was_taken=submit.was_taken,
             )
             for index in range(submit.n)
         ]

@@ -11,6 +11,7 @@ from bear_grpc.cli.load import _watching
 from bear_grpc.cli.progress import ModelBar, pull_detail, pull_stage_name, short_name
 from bear_grpc.client import Client
 from bear_grpc.v1 import types_pb2 as types
+from bear_grpc.v1.inference_service_pb2 import Queued
 from tests.client import samples
 from tests.client.fake_server import WAIT_S, FakeServer
 
@@ -74,6 +75,16 @@ def test_a_download_that_is_not_coming_says_what_it_does(
         bar.update_pull("tiny", types.PullProgress(stage=stage))
     assert words in screen.text
     assert "0%" not in screen.text
+
+
+@pytest.mark.parametrize(("wait_s", "words"), [(0, "tiny: waiting, 3 before"), (12.4, "about 12 s")])
+def test_a_place_in_the_queue_is_shown_with_the_wait_where_it_is_known(
+    screen: Screen, wait_s: float, words: str
+) -> None:
+    with ModelBar(screen.console) as bar:
+        bar.update_queue("tiny", Queued(position=3, estimated_wait_seconds=wait_s))
+    assert words in screen.text
+    assert ("about" in screen.text) == (wait_s > 0)
 
 
 def test_a_bar_comes_again_for_the_load_after_the_download(screen: Screen) -> None:

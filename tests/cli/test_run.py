@@ -239,6 +239,18 @@ def test_the_download_and_the_load_are_shown_where_a_person_looks(
     assert capsys.readouterr().out == "Hello\n"
 
 
+def test_the_place_in_the_queue_is_shown_where_a_person_looks(
+    server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, inference.Queued]] = []
+    monkeypatch.setattr(ModelBar, "live", True)
+    monkeypatch.setattr(ModelBar, "update_queue", lambda bar, name, queued: seen.append((name, queued)))
+    server.places = [inference.Queued(position=1), inference.Queued(estimated_wait_seconds=2)]
+    talk.Talk(client, "plain", {}, chat=False).answer("Hi")
+    assert seen == [("plain", place) for place in server.places]
+    assert capsys.readouterr().out == "Hello\n"
+
+
 def test_can_chat_of_a_model_that_is_not_here_asks_the_hub(server: FakeServer, client: Client) -> None:
     remote = types.Model(name="owner/tiny-GGUF/tiny.Q4_K_M.gguf", capabilities=[types.MODEL_CAPABILITY_CHAT])
     server.models = [samples.TINY, remote]

@@ -75,6 +75,7 @@ class FakeServer(
         self.models = [samples.DEMO, samples.PLAIN]
         self.pulled = [*samples.PULLED]
         self.progress: list[types.ModelStatus] = []
+        self.places: list[inference.Queued] = []
         self.refusal: Refusal | None = None
         self.endless = False
         self.in_use: set[str] = set()
@@ -126,6 +127,8 @@ class FakeServer(
         if request.output.queue_progress:
             for status in self.progress:
                 yield inference.GenerateResponse(request_id=request_id, model_progress=status)
+            for place in self.places:
+                yield inference.GenerateResponse(request_id=request_id, queued=place)
         # The last answer goes ahead, as it may.
         indices = [*reversed(range(max(1, request.n)))]
         for index in indices:

@@ -71,6 +71,7 @@ class Harness:
         stall_timeout_s: float = 30.0,
         step_target_s: float = 0.0,
         share_prefixes: bool = True,
+        max_waiting_tokens: int = 2**30,
         options: LoadOptions | None = None,
         costs: CostModel | None = None,
         seconds_per_step: Callable[[int], float] | None = None,
@@ -97,7 +98,13 @@ class Harness:
             self.backend,
             clock=self.clock,
             emit=self._take,
-            settings=EngineSettings(stall_timeout_s, step_target_s, share_prefixes),
+            settings=EngineSettings(
+                stall_timeout_s=stall_timeout_s,
+                step_target_s=step_target_s,
+                share_prefixes=share_prefixes,
+                model="fake",
+                max_waiting_tokens=max_waiting_tokens,
+            ),
             costs=costs,
         )
 

@@ -134,7 +134,7 @@ def test_stalled_stream_is_waited_for_until_its_margin_only():
     made = harness()
     made.submit(1, "a", credit=2, max_tokens=50, deadline_s=made.clock() + 5)
     made.run()
-    left_s = made.engine.seconds_to_ending()
+    left_s = made.engine.seconds_to_event()
     assert left_s is not None
     made.clock.advance(left_s)
     made.step()
@@ -144,7 +144,7 @@ def test_stalled_stream_is_waited_for_until_its_margin_only():
 def test_without_deadlines_nobody_is_waited_for():
     made = harness()
     made.submit(1, "a", max_tokens=3)
-    assert made.engine.seconds_to_ending() is None
+    assert made.engine.seconds_to_event() is None
 
 
 def test_prediction_is_told_in_seconds():

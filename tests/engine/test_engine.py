@@ -346,11 +346,11 @@ def test_stall_over_the_timeout_ends_slow_consumer_and_frees_the_slot(harness):
 def test_stall_shorter_than_the_timeout_is_no_ending(harness):
     harness.submit(1, "hello", credit=1)
     harness.step()
-    assert harness.engine.seconds_to_ending() == pytest.approx(30)
+    assert harness.engine.seconds_to_event() == pytest.approx(30)
     harness.clock.advance(29.9)
     harness.engine.step()
     assert harness.endings(1) == []
-    assert harness.engine.seconds_to_ending() == pytest.approx(0.1)
+    assert harness.engine.seconds_to_event() == pytest.approx(0.1)
 
 
 def test_stall_ended_by_credit_starts_again_from_0(harness):
@@ -358,7 +358,7 @@ def test_stall_ended_by_credit_starts_again_from_0(harness):
     harness.run()
     harness.clock.advance(29)
     harness.engine.add_credit(1, 1)
-    assert harness.engine.seconds_to_ending() is None
+    assert harness.engine.seconds_to_event() is None
     harness.run()
     harness.clock.advance(29)
     harness.run()

@@ -135,7 +135,7 @@ def test_preemption_of_a_stalled_sequence_gives_it_no_token_beyond_its_credit():
     """Its reader takes nothing: neither the tokens told nor the time to the stall's end may change."""
     harness = two_decoding(credit=2)
     harness.step()
-    stalled_until = harness.engine.seconds_to_ending() + harness.clock()
+    stalled_until = harness.engine.seconds_to_event() + harness.clock()
     harness.step()
     # Only sequence 1 decodes: one token.
     harness.backend.fail_next(NO_ROOM)
@@ -144,7 +144,7 @@ def test_preemption_of_a_stalled_sequence_gives_it_no_token_beyond_its_credit():
     harness.run()
     told = sum(event.count for event in harness.events(2) if isinstance(event, Delta))
     assert told == 2
-    assert harness.engine.seconds_to_ending() + harness.clock() == pytest.approx(stalled_until)
+    assert harness.engine.seconds_to_event() + harness.clock() == pytest.approx(stalled_until)
 
 
 def test_preempted_sequence_that_stalls_goes_on_with_new_credit():

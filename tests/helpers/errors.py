@@ -27,7 +27,7 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.ConstraintDeadEnd: lambda: errors.ConstraintDeadEnd("no token begins with a digit"),
     errors.RequestQuarantined: lambda: errors.RequestQuarantined("SIGSEGV"),
     errors.PathNotAllowed: lambda: errors.PathNotAllowed("/etc/a.gguf"),
-    errors.QueueFull: lambda: errors.QueueFull("bear-demo", 512, 2.5),
+    errors.QueueFull: lambda: errors.QueueFull("bear-demo", 512, 2.5, waiting=510, asked=3),
     errors.SlowConsumer: lambda: errors.SlowConsumer(30.0),
     errors.ConstraintTooCostly: lambda: errors.ConstraintTooCostly("over 250,000 items"),
     errors.InsufficientMemory: lambda: errors.InsufficientMemory(2**31, 2**30),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,20 +57,15 @@ async def test_urgent_request_is_the_next_of_its_tenant(tenants: tuple[Api, Api]
         await read_until(call, "started")
     ends: list[str] = []
 
-    async def ask_with(priority: str) -> None:
-        await collect(light.generate("steady", priority, max_tokens=2, priority=priority))
+    async def rest_of(call: Any, priority: str) -> None:
+        await collect(call)
         ends.append(priority)
 
-    async def waiting(count: int) -> None:
-        async def are_there() -> bool:
-            return (await light.status("steady")).waiting_count == count
-
-        await eventually(are_there)
-
     asks = []
-    for place, priority in enumerate(("low", "normal", "high"), 1):
-        asks.append(asyncio.ensure_future(ask_with(priority)))
-        await waiting(place)
+    for priority in ("low", "normal", "high"):
+        call = light.generate("steady", priority, max_tokens=2, priority=priority, queue_progress=True)
+        await read_until(call, "queued")  # the engine has it
+        asks.append(asyncio.ensure_future(rest_of(call, priority)))
     running[0].cancel()
     await asyncio.gather(*asks)
     assert ends == ["high", "normal", "low"]

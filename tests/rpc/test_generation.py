@@ -308,7 +308,7 @@ async def test_a_second_request_waits_its_turn_and_is_served(api: Api, steady: s
     await read_until(first, "delta")
     second = api.generate(steady, max_tokens=3, ignore_eos=True, queue_progress=True)
     queued = await second.read()
-    assert queued.queued.position == 1
+    assert (queued.HasField("queued"), queued.queued.position) == (True, 0)
 
     async def waits() -> bool:
         status = await api.status(steady)

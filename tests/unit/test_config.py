@@ -94,6 +94,7 @@ def test_config_unknown_setting_like_no_other_is_named(tmp_path):
     [
         ("listen = []", "listen"),
         ("max_waiting_requests = 0", "max_waiting_requests"),
+        ("max_waiting_tokens = 0", "max_waiting_tokens"),
         ('max_waiting_requests = "many"', "max_waiting_requests"),
         ("stall_timeout_s = 0.0", "stall_timeout_s"),
         ("stall_timeout_s = nan", "stall_timeout_s"),

@@ -8,7 +8,7 @@ import pytest
 
 from bear_grpc.models.entry import ModelEntry
 from bear_grpc.params import SamplingParams
-from bear_grpc.protocol import Delta, Finished, Prefilled, Started, Token, TopToken
+from bear_grpc.protocol import Delta, Finished, Prefilled, Queued, Started, Token, TopToken
 from bear_grpc.rpc import events
 from bear_grpc.rpc.whole import Whole
 from bear_grpc.types import FinishReason, StopCause, Timings, Usage
@@ -27,6 +27,7 @@ def response(index: int, event: object) -> pb.GenerateResponse | None:
     [
         (Started(1, 10, 4, 20), "started"),
         (Prefilled(1, 3, 9), "prefill_progress"),
+        (Queued(1, 2, 0.5), "queued"),
         (Delta(1, "a", 1), "delta"),
         (Delta(1, "", 1, [Token(5, b"a")]), "delta"),
         (Finished(1, FinishReason.LENGTH, None, Usage(1, 0, 1), NO_TIMES), "completed"),
@@ -44,6 +45,10 @@ def test_response_of_a_delta_without_text_and_tokens_is_none():
 def test_response_of_prefill_progress_has_both_counts():
     progress = response(0, Prefilled(1, 3, 9)).prefill_progress
     assert (progress.completed_token_count, progress.total_token_count) == (3, 9)
+
+
+def test_response_of_a_place_in_the_queue_has_position_and_wait():
+    assert response(0, Queued(1, 2, 0.5)).queued == pb.Queued(position=2, estimated_wait_seconds=0.5)
 
 
 def test_started_tells_the_seed_of_its_own_answer():

@@ -8,7 +8,7 @@ import pytest
 
 from bear_grpc.errors import BackendError, SlowConsumer
 from bear_grpc.executor.generation import CREDIT_LOT_TOKENS, MAX_MERGED_TOKENS, Event, Generation
-from bear_grpc.protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Started, Token
+from bear_grpc.protocol import Cancel, Credit, Delta, Finished, Frame, Prefilled, Queued, Started, Token
 from bear_grpc.types import FinishReason, Timings, Usage
 
 
@@ -97,6 +97,19 @@ async def test_generation_tells_the_latest_progress_only(sent):
         generation.push(Prefilled(10, done, 3))
     generation.push(finished(10))
     assert (await read(generation))[0] == (0, Prefilled(10, 3, 3))
+
+
+async def test_generation_tells_the_latest_place_only_and_none_once_an_answer_has_begun(sent):
+    generation = make(sent, 2)
+    for position in (2, 1):
+        generation.push(Queued(10, position, 0.5))
+    generation.push(Started(11, 1, 0, 1))
+    generation.push(Queued(10, 3))  # another worker takes the other answer up again
+    for id in (10, 11):
+        generation.push(finished(id))
+    found = await read(generation)
+    assert found[0] == (0, Queued(10, 1, 0.5))
+    assert not [event for _, event in found[1:] if isinstance(event, Queued)]
 
 
 async def test_generation_returns_credit_to_the_answer_that_was_read(sent):

@@ -22,7 +22,7 @@ def test_readme_names_every_setting(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("listen", "max_waiting_requests", "prefix_sharing", "step_target_ms"),
+        *("listen", "max_waiting_requests", "max_waiting_tokens", "prefix_sharing", "step_target_ms"),
         *("stall_timeout_s", "stop_grace_s", "log_level"),
     ],
 )

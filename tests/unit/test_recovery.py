@@ -56,6 +56,15 @@ def test_all_are_sent_again_in_their_order():
     assert (world.ids, world.ends) == ([1, 2], {})
 
 
+def test_only_what_a_worker_had_is_taken_by_the_next_one_whatever_waits():
+    world = World()
+    world.add(1)
+    world.recovery.close(CrashReport("SIGKILL"))
+    world.add(2)
+    world.recovery.close(CrashReport("SIGKILL"))
+    assert [(frame.id, frame.was_taken) for frame in world.recovery.open()] == [(1, True), (2, False)]
+
+
 def test_what_comes_while_there_is_no_worker_waits_for_it():
     world = World()
     world.recovery.close(CrashReport("SIGKILL"))

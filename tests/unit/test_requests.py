@@ -55,7 +55,6 @@ def test_spec_of_a_plain_request_has_the_contracts_defaults():
         output=OutputParams(),
         constraint=None,
         overflow=OverflowPolicy.ERROR,
-        queue_progress=False,
         load_if_needed=True,
         request_id="",
     )
@@ -90,10 +89,16 @@ def test_spec_of_a_full_request_has_every_value():
         sampling={"temperature": 0, "seed": 0, "sampler_order": (SamplerKind.TOP_K,)},
         stop=StopParams(max_tokens=9, sequences=("x",), token_ids=(3,), ignore_eos=True, min_tokens=3),
         n=16,
-        output=OutputParams(tokens=True, logprobs=True, top_logprobs=20, echo=True, prefill_progress=True),
+        output=OutputParams(
+            tokens=True,
+            logprobs=True,
+            top_logprobs=20,
+            echo=True,
+            prefill_progress=True,
+            queue_progress=True,
+        ),
         constraint=Constraint(ConstraintKind.REGEX, "a+"),
         overflow=OverflowPolicy.TRUNCATE_MIDDLE,
-        queue_progress=True,
         load_if_needed=False,
         request_id="r1",
     )

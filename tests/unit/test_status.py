@@ -120,7 +120,7 @@ def test_bad_request_names_all_fields_in_order():
 
 
 def test_retry_info_has_the_errors_delay():
-    found = details(errors.QueueFull("m", 1, retry_after_s=2.25))["RetryInfo"]
+    found = details(errors.QueueFull("m", 1, 2.25, waiting=1))["RetryInfo"]
     assert found.retry_delay.ToNanoseconds() == 2_250_000_000
 
 

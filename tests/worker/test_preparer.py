@@ -205,6 +205,13 @@ def test_answers_have_ids_and_seeds_in_a_row_and_nothing_in_common(preparer):
     }
 
 
+def test_answers_know_their_request_and_whether_another_worker_had_it(preparer):
+    made = preparer.sequences(submit(n=3, was_taken=True))
+    assert [(each.request, each.was_taken) for each in made] == [(7, True)] * 3
+    [alone] = preparer.sequences(msgspec.structs.replace(submit(), id=9, index=2))
+    assert (alone.request, alone.was_taken) == (7, False)
+
+
 def test_answers_seed_wraps_at_its_limit(preparer):
     made = preparer.sequences(submit(n=3, sampling=SamplingParams(seed=MAX_SEED - 1)))
     assert [each.sampling.seed for each in made] == [MAX_SEED - 1, MAX_SEED, 0]

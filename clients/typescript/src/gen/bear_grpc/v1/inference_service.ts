@@ -519,11 +519,17 @@ export interface GenerateResponse {
     | undefined;
 }
 
-/** A place in the queue. */
+/**
+ * A place in the model's queue: told when the request has to wait, and when
+ * the place has changed, at most twice a second. Never after a `started`.
+ */
 export interface Queued {
-  /** Requests before this one. */
+  /** Requests that wait before this one; 0: it is the next one to start. */
   position: number;
-  /** Predicted wait; 0 while unknown. */
+  /**
+   * Predicted wait from now on, by how quickly others have started lately;
+   * 0 while unknown.
+   */
   estimatedWaitSeconds: number;
 }
 
