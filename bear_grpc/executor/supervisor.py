@@ -51,8 +51,9 @@ class Supervisor:
 
     @property
     def memory_bytes(self) -> int:
-        """What the worker's process holds; 0 where the system does not tell."""
-        return self._link.process.memory_bytes() if self._link is not None else 0
+        """What the worker's process holds; 0 where the system does not tell. Any thread; it takes a while."""
+        link = self._link
+        return link.process.memory_bytes() if link is not None else 0
 
     async def start(self, load: Load) -> Ready:
         """Starts a worker and loads the model. On any error the worker is gone.

@@ -56,6 +56,7 @@ class ModelStatus:
     options: LoadOptions | None = None
     weights_bytes: int = 0
     kv_cache_bytes: int = 0
+    compute_bytes: int = 0
     process_bytes: int = 0
     pid: int = 0
     in_flight: int = 0
@@ -63,6 +64,11 @@ class ModelStatus:
     pull: PullProgress | None = None
     expires: datetime.datetime | None = None
     is_known: bool = True  # False: the last word of a model that has been forgotten
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is known what its worker has taken."""
+        return self.weights_bytes > 0
 
     def is_step_after(self, before: ModelStatus) -> bool:
         """Whether nothing but progress and numbers has changed since `before`, of the same model."""
@@ -198,8 +204,8 @@ class ModelEntry:
         """What a request that names no max_tokens gets at most."""
         return self.defaults.max_tokens if self.defaults.max_tokens is not None else DEFAULT_MAX_TOKENS
 
-    def status(self, *, with_memory: bool = False) -> ModelStatus:
-        """The present standing; `with_memory` reads the process's memory, which takes time."""
+    def status(self, *, process_bytes: int = 0) -> ModelStatus:
+        """The present standing; `process_bytes` are what the executor's process was found to hold."""
         executor = self.executor
         return ModelStatus(
             name=self.name,
@@ -212,7 +218,8 @@ class ModelEntry:
             options=self._effective_options(),
             weights_bytes=self.ready.info.weights_bytes if self.ready else 0,
             kv_cache_bytes=self.ready.kv_cache_bytes if self.ready else 0,
-            process_bytes=executor.memory_bytes if executor and with_memory else 0,
+            compute_bytes=self.ready.compute_bytes if self.ready else 0,
+            process_bytes=process_bytes,
             pid=executor.pid if executor else 0,
             in_flight=executor.in_flight if executor else 0,
             stats=executor.stats if executor else EngineStats(),

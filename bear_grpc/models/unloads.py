@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
-from ..errors import ModelNotLoaded
+from ..errors import ModelNotLoaded, ModelUnloaded
 from ..types import ModelState
 from .entry import ModelEntry
 from .shelf import Shelf
@@ -85,7 +85,9 @@ class Unloads:
     async def _end(self, entry: ModelEntry, drain_timeout_s: float) -> Unloaded:
         executor = entry.executor
         assert executor is not None
-        cancelled = await executor.drain(drain_timeout_s)
+        # Nothing of what waits has reached a caller: it can be asked for elsewhere, without a loss.
+        waiting = executor.cut_waiting(ModelUnloaded(entry.name))
+        cut = await executor.drain(drain_timeout_s)
         held = executor.memory_bytes
         await executor.stop()
         # Its end gives everything back: what is still held is held by a process that has not ended.
@@ -96,7 +98,7 @@ class Unloads:
                 "%s is unloaded, but its process %d still holds %d bytes", entry.name, executor.pid, left
             )
         log.info("%s is unloaded, %d bytes are free again", entry.name, held - left)
-        return Unloaded(max(0, held - left), cancelled)
+        return Unloaded(max(0, held - left), waiting + cut)
 
 
 def _tell(task: asyncio.Task[Unloaded]) -> None:

@@ -98,7 +98,7 @@ export enum FinishReason {
 
 /** Token ids of one model's vocabulary. */
 export interface TokenIds {
-  /** The ids, each 0 to vocabulary size - 1. */
+  /** The ids, each 0 to vocabulary size - 1; up to `limits.max_token_ids`. */
   ids: number[];
 }
 
@@ -134,7 +134,7 @@ export interface ChatMessage {
  * free for tools.
  */
 export interface ChatInput {
-  /** The messages, oldest first; 1 to 1024. */
+  /** The messages, oldest first; 1 to `limits.max_messages`. */
   messages: ChatMessage[];
   /**
    * Whether the template opens the assistant's turn at the end.
@@ -217,7 +217,10 @@ export interface SamplingParams {
   seed?:
     | number
     | undefined;
-  /** Added to the logits of single tokens; at most 1024 of them. */
+  /**
+   * Added to the logits of single tokens; up to `limits.max_logit_bias` of
+   * them.
+   */
   logitBias: LogitBias[];
   /**
    * Keeps tokens whose logits lie within this many standard deviations of the
@@ -350,11 +353,15 @@ export interface StopParams {
     | number
     | undefined;
   /**
-   * Texts that end the generation; they are not part of the text sent. At
-   * most 16 of 1 to 256 bytes each.
+   * Texts that end the generation; they are not part of the text sent. Up to
+   * `limits.max_stop_sequences` of them, each of 1 to
+   * `limits.max_stop_sequence_bytes`.
    */
   sequences: string[];
-  /** Tokens that end the generation; at most 64. They are not part of the text. */
+  /**
+   * Tokens that end the generation; they are not part of the text. Up to
+   * `limits.max_stop_tokens` of them.
+   */
   tokenIds: number[];
   /** Whether the model's end of generation is never drawn. Default: false. */
   ignoreEos: boolean;
@@ -362,15 +369,19 @@ export interface StopParams {
 
 /** Allowed values for the whole text. */
 export interface Choices {
-  /** The values: 1 to 1024, together up to 64 KiB. */
+  /**
+   * The values: 1 to `limits.max_choices`, together up to
+   * `limits.max_constraint_bytes`.
+   */
   values: string[];
 }
 
 /**
  * What the text must look like. Held token by token while it is drawn: the
  * text cannot leave it. It ends when nothing more may follow, and may end
- * earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Texts
- * of up to 64 KiB; what does not compile is GRAMMAR_INVALID.
+ * earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Each
+ * text has up to `limits.max_constraint_bytes`; what does not compile is
+ * GRAMMAR_INVALID.
  */
 export interface Constraint {
   /** One of these is required. */
@@ -400,7 +411,10 @@ export interface OutputOptions {
    * token but the first: of the model's distribution, before sampling.
    */
   logprobs: boolean;
-  /** The most likely tokens at every position, 0 to 20; implies `logprobs`. */
+  /**
+   * The most likely tokens at every position, 0 to
+   * `limits.max_top_logprobs`; implies `logprobs`.
+   */
   topLogprobs: number;
   /** The ids and bytes of the tokens in `delta.tokens`. */
   tokenIds: boolean;
@@ -453,7 +467,7 @@ export interface GenerateRequest {
     | undefined;
   /**
    * How many answers, from one reading of the prompt; answer i has the seed
-   * `seed` + i. 1 to 16. Default: 1.
+   * `seed` + i. 1 to `limits.max_answers`. Default: 1.
    */
   n?:
     | number
@@ -753,7 +767,10 @@ export interface TokenizeResponse {
 export interface DetokenizeRequest {
   /** Name or alias of a model; it is loaded if it is not. */
   model: string;
-  /** The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD). */
+  /**
+   * The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD); up to
+   * `limits.max_token_ids`.
+   */
   tokenIds: number[];
   /** Whether control tokens are written out. Default: false. */
   includeSpecial: boolean;
