@@ -18,7 +18,7 @@ from tools.progress import status
 NAME = "sandbox"
 OFF = "sandbox off"
 RATIO = 0.98
-TOKENS = {"micro": 400, "tinyllama": 128}
+TOKENS = {"micro": 400, "tinyllama": 48}
 
 
 def run(plan: Plan) -> Iterator[Result]:
