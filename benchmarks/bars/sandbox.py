@@ -1,7 +1,8 @@
 """One stream of a confined worker against one of a worker that is not: what the sandbox costs.
 
 Two of our servers, asked in turn, so that a machine that slows down slows both. What a worker computes for a
-token is told too: neighbours that take its cores change that by less than its speed.
+token is told too: neighbours that take its cores change that by less than its speed. On a busy machine
+(`--at-once`) it has one thread, as two would compute while they wait for each other.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def run(plan: Plan) -> Iterator[Result]:
         on, off = _measure(plan, model, tokens)
         speeds, costs = (Series(on.speed), Series(off.speed)), (Series(on.cost), Series(off.cost))
         what = f"one stream, {model}"
+        note = f"{tokens} tokens" + (", 1 thread" if plan.at_once else "")
         limit = at_least(*speeds, RATIO)
-        yield Row(NAME, what, "tok/s", speeds[0], OFF, speeds[1], limit, f"{tokens} tokens")
+        yield Row(NAME, what, "tok/s", speeds[0], OFF, speeds[1], limit, note)
         limit = at_most_of(*costs, COST_RATIO)
         yield Row(NAME, f"{what}, computed", "ms/token", costs[0], OFF, costs[1], limit)
 
@@ -79,7 +81,7 @@ def _load(plan: Plan, server: servers.Bear, model: str, repack: bool | None) -> 
     with Client(server.target) as client:
         servers.register(client, model, models.get(model))
         plan.settle()
-        client.load_model(model, repack=repack)
+        client.load_model(model, repack=repack, threads=1 if plan.at_once else None)
         chosen = client.get_model_status(model).status.effective_options.repack
     stream.measure(server.target, model, 16)
     return chosen
