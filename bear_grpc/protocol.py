@@ -171,11 +171,12 @@ class Progress(Frame, frozen=True):
 
 
 class Ready(Frame, frozen=True):
-    """The model is loaded and has run a first step."""
+    """The model is loaded and has run a first step. Bytes are those of all devices together."""
 
     info: ModelInfo
     options: LoadOptions
     kv_cache_bytes: int
+    compute_bytes: int
 
 
 class Failed(Frame, frozen=True):

@@ -72,6 +72,8 @@ def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
         # A client that vanishes without a word frees its slot after these times.
         ("grpc.keepalive_time_ms", round(config.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_s * 1000)),
+        # What ends a connection in truth, and a minute by itself: the one above is not heeded any more.
+        ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]

@@ -26,6 +26,11 @@ def main() -> int:
     )
     parser.add_argument("bars", nargs="*", metavar="BAR", help=f"{', '.join(bars)}; without any, all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: shows that it works, no figures")
+    parser.add_argument(
+        "--at-once",
+        action="store_true",
+        help="do not wait until the machine is quiet: for what is measured in turn, in many rounds",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="measure so many times")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=OUT / "report.json", help=f"default: {OUT}/report.json"
@@ -44,7 +49,7 @@ def main() -> int:
         parser.error(f"there is no bar {unknown[0]!r}: {', '.join(bars)}")
     # Servers and clients end with the blocks that hold them: a signal must leave those blocks.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    plan = Plan(options.quick, options.rounds)
+    plan = Plan(options.quick, options.rounds, options.at_once)
     return measure(options.bars or list(bars), plan, options.json, options.pictures)
 
 

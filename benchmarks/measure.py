@@ -94,10 +94,14 @@ Result = Row | Curve
 
 @dataclass
 class Plan:
-    """How much is measured, as asked for on the command line; and how quiet the machine was meanwhile."""
+    """How much is measured, as asked for on the command line; and how quiet the machine was meanwhile.
+
+    `at_once`: without waiting for quiet, and once, however busy the machine is.
+    """
 
     quick: bool = False
     rounds: int | None = None
+    at_once: bool = False
     repeated: int = 0
     others: float = 0.0
 
@@ -113,7 +117,7 @@ class Plan:
 
     def settle(self) -> None:
         """Waits until the machine is quiet, for what is not repeated: a load at which a server measures."""
-        if not self.quick:
+        if not (self.quick or self.at_once):
             wait_until_quiet()
 
     def undisturbed(self, measure: Callable[[], T]) -> T:
@@ -122,7 +126,7 @@ class Plan:
         After some attempts the quietest is taken; the report tells how quiet that was.
         """
         attempts: list[tuple[float, T]] = []
-        for _ in range(1 if self.quick else ATTEMPTS):
+        for _ in range(1 if self.quick or self.at_once else ATTEMPTS):
             self.settle()
             watch = Others()
             value = measure()

@@ -27,6 +27,12 @@ def pss_bytes(pid: int) -> int:
     return _bytes(Path(f"/proc/{pid}"), "Pss:")
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds for which its threads have computed, those that have ended left out. Raises OSError."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def children(pid: int) -> list[int]:
     """Processes that it has started and that are still there."""
     tasks = Path(f"/proc/{pid}/task").iterdir()

@@ -164,6 +164,7 @@ class Backend(Protocol):
     info: ModelInfo
     options: LoadOptions
     kv_cache_bytes: int
+    compute_bytes: int  # working memory of a step, logits included
     kv: KvTraits
     max_outputs: int  # rows with logits that one step may have
 

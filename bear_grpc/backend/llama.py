@@ -95,7 +95,9 @@ class LlamaBackend:
         with native_lines() as lines:
             self._context = open_context(self._model, params)
         cells = int(lib.llama_n_ctx(self._context))
-        self.kv_cache_bytes = sum(use.kv_cache_bytes for use in device_uses(lines))
+        uses = device_uses(lines)
+        self.kv_cache_bytes = sum(use.kv_cache_bytes for use in uses)
+        self.compute_bytes = sum(use.compute_bytes for use in uses)
         window = lib.llama_model_n_swa(self._model)
         unified = options.kv_unified is True
         # Not of sliding windows: their snapshots cannot be cut. Not from a GPU: the way there is long.

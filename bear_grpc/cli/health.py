@@ -52,6 +52,7 @@ def info(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
                 )
                 for device in response.devices
             ),
+            ("models", f"{output.size(output.memory_bytes(response.memory))} in all"),
             ("sandbox", f"{state}, {response.sandbox_detail}" if response.sandbox_detail else state),
             ("allowed paths", ", ".join(response.allowed_paths) or "none"),
             ("longest text", output.size(limits.max_text_bytes)),

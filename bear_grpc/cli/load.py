@@ -129,6 +129,6 @@ def _watching(client: Client, model: str, bar: ModelBar) -> Iterator[None]:
 def _loaded(status: ModelStatus, load_seconds: float) -> str:
     how = f"is ready after {output.seconds(load_seconds)}" if load_seconds else "was loaded already"
     options = status.effective_options
-    used = output.memory_bytes(status)
+    used = output.memory_bytes(status.memory)
     sequences = "1 sequence" if options.max_sequences == 1 else f"{options.max_sequences} sequences"
     return f"{status.name} {how}: {sequences} of up to {options.context_length} tokens, {output.size(used)}"

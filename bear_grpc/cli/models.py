@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,14 @@ from bear_grpc.errors import BearError
 if TYPE_CHECKING:
     from bear_grpc.v1.types_pb2 import Model, ModelStatus
 
+# No model can have this name.
+_TOTAL = "(total)"
+_LEDGER = {
+    "WEIGHTS": "weights_bytes",
+    "CACHE": "kv_cache_bytes",
+    "COMPUTE": "compute_bytes",
+    "OVERHEAD": "overhead_bytes",
+}
 _COUNTERS = {
     "STEPS": "step_count",
     "PREFILLED": "prefill_token_count",
@@ -60,6 +69,7 @@ def list_(
 
 def ps(
     ctx: typer.Context,
+    memory: Annotated[bool, typer.Option("--memory", help="What the memory is used for too.")] = False,
     counters: Annotated[
         bool, typer.Option("--counters", help="What the workers have done since they started too.")
     ] = False,
@@ -74,29 +84,35 @@ def ps(
     if json:
         output.print_json(ListModelsResponse(models=found))
         return
+    parts = _LEDGER if memory else {}
     more = _COUNTERS if counters else {}
-    output.table(
-        ("NAME", "STATE", "MEMORY", "RUNNING", "WAITING", "KV", "IDLE", "UNTIL", "PINNED", *more),
+    rows = [
         (
-            (
-                model.name,
-                words.state(model.status),
-                output.size(output.memory_bytes(model.status)),
-                str(model.status.running_count),
-                str(model.status.waiting_count),
-                _of_kv_cache(model.status, model.status.kv_cache_used_token_count),
-                _of_kv_cache(model.status, model.status.kv_cache_idle_token_count),
-                words.until(model.status),
-                "yes" if model.status.effective_options.pinned else "no",
-                *(str(getattr(model.status.counters, field)) for field in more.values()),
-            )
-            for model in found
-        ),
-        right=("MEMORY", "RUNNING", "WAITING", "KV", "IDLE", *more),
-    )
+            model.name,
+            words.state(model.status),
+            *_memory([model.status], parts.values()),
+            str(model.status.running_count),
+            str(model.status.waiting_count),
+            _of_kv_cache(model.status, model.status.kv_cache_used_token_count),
+            _of_kv_cache(model.status, model.status.kv_cache_idle_token_count),
+            words.until(model.status),
+            "yes" if model.status.effective_options.pinned else "no",
+            *(str(getattr(model.status.counters, field)) for field in more.values()),
+        )
+        for model in found
+    ]
     if len(found) > 1:
-        total = sum(output.memory_bytes(model.status) for model in found)
-        output.note(f"{output.size(total)} in all")
+        statuses = [model.status for model in found]
+        running = str(sum(status.running_count for status in statuses))
+        waiting = str(sum(status.waiting_count for status in statuses))
+        rest = [""] * (4 + len(more))
+        rows.append((_TOTAL, "", *_memory(statuses, parts.values()), running, waiting, *rest))
+    output.table(
+        ("NAME", "STATE", "MEMORY", *parts, "RUNNING", "WAITING", "KV", "IDLE", "UNTIL", "PINNED", *more),
+        rows,
+        right=("MEMORY", *parts, "RUNNING", "WAITING", "KV", "IDLE", *more),
+        dim={len(found)},
+    )
 
 
 def register(
@@ -188,6 +204,14 @@ def _is_here(model: Model) -> bool:
     from bear_grpc.v1.types_pb2 import MODEL_STATE_ABSENT
 
     return model.status.state != MODEL_STATE_ABSENT or model.status.HasField("pull")
+
+
+def _memory(statuses: Iterable[ModelStatus], parts: Iterable[str]) -> list[str]:
+    """What these models take together, and what of it is each of the parts."""
+    ledgers = [status.memory for status in statuses]
+    sums = [sum(map(output.memory_bytes, ledgers))]
+    sums += [sum(getattr(ledger, part) for ledger in ledgers) for part in parts]
+    return [output.size(count) for count in sums]
 
 
 def _of_kv_cache(status: ModelStatus, tokens: int) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
 
-    from bear_grpc.v1.types_pb2 import ModelStatus
+    from bear_grpc.v1.types_pb2 import MemoryLedger
 
 _TIME_UNITS = (("day", 86_400), ("hour", 3600), ("minute", 60))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -113,10 +113,9 @@ def size(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def memory_bytes(status: ModelStatus) -> int:
+def memory_bytes(memory: MemoryLedger) -> int:
     """What a loaded model takes: its process, or where the system does not tell, its parts."""
-    memory = status.memory
-    return memory.process_bytes or memory.weights_bytes + memory.kv_cache_bytes
+    return memory.process_bytes or memory.weights_bytes + memory.kv_cache_bytes + memory.compute_bytes
 
 
 def amount(count: int) -> str:

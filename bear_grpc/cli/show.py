@@ -72,7 +72,7 @@ def _show_model(model: ModelMessage) -> None:
             ("capabilities", words.capabilities(model)),
             ("state", words.state(status)),
             ("message", status.message),
-            ("memory", output.size(output.memory_bytes(status)) if status.HasField("memory") else ""),
+            ("memory", output.size(output.memory_bytes(status.memory)) if status.HasField("memory") else ""),
             ("requests", words.requests(status) if status.HasField("counters") else ""),
             ("until", words.until(status) if status.HasField("memory") else ""),
             ("options", words.set_fields(in_force)),

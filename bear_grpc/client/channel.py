@@ -72,7 +72,10 @@ def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tu
         options |= {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
     if target.startswith(_LOOPBACK):
         options["grpc.enable_http_proxy"] = 0  # a proxy cannot reach this machine's loopback
-    return [*(options | dict(extra or {})).items()]
+    options |= extra or {}
+    # What gRPC heeds in truth, and a minute by itself.
+    options.setdefault("grpc.http2.ping_timeout_ms", options["grpc.keepalive_timeout_ms"])
+    return [*options.items()]
 
 
 def deadline(given: float | None, default: float | None) -> float | None:

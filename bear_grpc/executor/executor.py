@@ -120,7 +120,7 @@ class ModelExecutor:
 
     @property
     def memory_bytes(self) -> int:
-        """What the worker's process holds; 0 where the system does not tell."""
+        """What the worker's process holds; 0 where the system does not tell. Any thread; it takes a while."""
         return self._supervisor.memory_bytes
 
     @property
@@ -267,21 +267,22 @@ class ModelExecutor:
             raise from_record(result.error)
         return result
 
-    def cut_waiting(self, error: BearError) -> None:
-        """Ends what has not begun with this error; nothing of it has reached a caller."""
-        for generation in set(self._generations.values()):
-            if not generation.has_started:
-                generation.abandon(error)
+    def cut_waiting(self, error: BearError) -> int:
+        """Ends what has not begun with this error; nothing of it has reached a caller. Gives how many."""
+        waiting = [g for g in set(self._generations.values()) if not (g.has_started or g.ended)]
+        for generation in waiting:
+            generation.abandon(error)
+        return len(waiting)
 
     async def drain(self, timeout_s: float) -> int:
-        """Takes nothing new and waits for what runs; gives how many requests were left."""
+        """Takes nothing new and waits for what runs; gives how many requests were cut off by the time."""
         self._refusing = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
                 await self._texts.settle()
         except TimeoutError:
-            return self.requests_in_flight
+            return len({g for g in self._generations.values() if not g.ended})
         return 0
 
     async def stop(self) -> None:

@@ -56,8 +56,9 @@ class Supervisor:
 
     @property
     def memory_bytes(self) -> int:
-        """What the worker's process holds; 0 where the system does not tell."""
-        return self._link.process.memory_bytes() if self._link is not None else 0
+        """What the worker's process holds; 0 where the system does not tell. Any thread; it takes a while."""
+        link = self._link
+        return link.process.memory_bytes() if link is not None else 0
 
     @property
     def left(self) -> tuple[WorkerProcess, ...]:

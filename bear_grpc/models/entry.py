@@ -57,6 +57,7 @@ class ModelStatus:
     options: LoadOptions | None = None
     weights_bytes: int = 0
     kv_cache_bytes: int = 0
+    compute_bytes: int = 0
     process_bytes: int = 0
     pid: int = 0
     in_flight: int = 0
@@ -64,6 +65,11 @@ class ModelStatus:
     pull: PullProgress | None = None
     expires: datetime.datetime | None = None
     is_known: bool = True  # False: the last word of a model that has been forgotten
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is known what its worker has taken."""
+        return self.weights_bytes > 0
 
     def is_step_after(self, before: ModelStatus) -> bool:
         """Whether nothing but progress and numbers has changed since `before`, of the same model."""
@@ -201,11 +207,14 @@ class ModelEntry:
         """What a request that names no max_tokens gets at most."""
         return self.defaults.max_tokens if self.defaults.max_tokens is not None else DEFAULT_MAX_TOKENS
 
-    def status(self, *, with_memory: bool = False) -> ModelStatus:
-        """The present standing; `with_memory` reads the process's memory, which takes time."""
+    def status(self, *, process_bytes: int | None = None) -> ModelStatus:
+        """The present standing; `process_bytes` are what the executor's process was found to hold.
+
+        What is left of processes that do not end is added to it, or told once there is no other.
+        """
         executor, left = self.executor, self._left_now()
-        held = executor.memory_bytes if executor and with_memory else 0
-        if with_memory or executor is None:
+        held = process_bytes or 0
+        if process_bytes is not None or executor is None:
             held += sum(process.left_bytes() for process in left)
         return ModelStatus(
             name=self.name,
@@ -218,6 +227,7 @@ class ModelEntry:
             options=self._effective_options(),
             weights_bytes=self.ready.info.weights_bytes if self.ready else 0,
             kv_cache_bytes=self.ready.kv_cache_bytes if self.ready else 0,
+            compute_bytes=self.ready.compute_bytes if self.ready else 0,
             process_bytes=held,
             pid=executor.pid if executor else (left[0].pid if left else 0),
             in_flight=executor.in_flight if executor else 0,

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
-from ..errors import ModelNotLoaded
+from ..errors import ModelNotLoaded, ModelUnloaded
 from ..types import ModelState
 from .entry import ModelEntry
 from .shelf import Shelf
@@ -85,7 +85,9 @@ class Unloads:
     async def _end(self, entry: ModelEntry, drain_timeout_s: float) -> Unloaded:
         executor = entry.executor
         assert executor is not None
-        cancelled = await executor.drain(drain_timeout_s)
+        # Nothing of what waits has reached a caller: it can be asked for elsewhere, without a loss.
+        waiting = executor.cut_waiting(ModelUnloaded(entry.name))
+        cut = await executor.drain(drain_timeout_s)
         held = executor.memory_bytes
         await executor.stop()
         # Its end gives everything back: what is still held is held by a process that has not ended.
@@ -98,7 +100,7 @@ class Unloads:
             log.error("%s IS UNLOADED, BUT %s: %d bytes are not free", entry.name, message, left_bytes)
         self._shelf.move(entry, ModelState.AVAILABLE, message=message)
         log.info("%s is unloaded, %d bytes are free again", entry.name, free)
-        return Unloaded(free, cancelled)
+        return Unloaded(free, waiting + cut)
 
 
 def _tell(task: asyncio.Task[Unloaded]) -> None:

@@ -21,6 +21,7 @@ from ..types import CostTable, HubSource, KvCacheType, LoadOptions, ModelFile, P
 from ..v1 import inference_service_pb2 as inference_pb
 from ..v1 import model_service_pb2 as model_pb
 from ..v1 import types_pb2 as pb
+from .ledger import ledger_to_proto
 
 E = TypeVar("E", bound=enum.Enum)
 T = TypeVar("T")
@@ -194,16 +195,9 @@ def status_to_proto(status: ModelStatus) -> pb.ModelStatus:
         message.memory.CopyFrom(
             pb.MemoryLedger(process_bytes=status.process_bytes, overhead_bytes=status.process_bytes)
         )
-    if status.weights_bytes and options is not None:
+    if status.is_loaded and options is not None:
         message.kv_cache_token_count = options.kv_cache_tokens or 0
-        message.memory.CopyFrom(
-            pb.MemoryLedger(
-                weights_bytes=status.weights_bytes,
-                kv_cache_bytes=status.kv_cache_bytes,
-                process_bytes=status.process_bytes,
-                overhead_bytes=max(0, status.process_bytes - status.weights_bytes - status.kv_cache_bytes),
-            )
-        )
+        message.memory.CopyFrom(ledger_to_proto(status))
         message.counters.CopyFrom(
             pb.EngineCounters(
                 step_count=stats.steps,
@@ -228,7 +222,8 @@ def cost_table_to_proto(table: CostTable) -> pb.CostTable:
     return pb.CostTable(repack=table.repack, threads=table.threads, costs=costs, options=table.options)
 
 
-def model_to_proto(entry: ModelEntry) -> pb.Model:
+def model_to_proto(entry: ModelEntry, status: ModelStatus | None = None) -> pb.Model:
+    """With the status as it is now, if none is given."""
     header, sampling = entry.header, entry.sampling(seed=0)
     capabilities = []
     if header is not None or entry.chat_template is not None:
@@ -253,7 +248,7 @@ def model_to_proto(entry: ModelEntry) -> pb.Model:
             max_tokens=entry.max_tokens,
         ),
         load_options=load_options_to_proto(entry.load_options),
-        status=status_to_proto(entry.status()),
+        status=status_to_proto(status or entry.status()),
         cost_tables=[cost_table_to_proto(table) for table in entry.cost_tables],
         capabilities=capabilities,
         license=entry.license,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
@@ -28,6 +27,7 @@ from .convert import (
     status_to_proto,
 )
 from .inspection import metadata_to_proto, mix_to_proto, plan_to_proto, tensors_to_proto
+from .ledger import measured
 from .pulls import source_from_proto, steps_of, target_of
 from .status import answer
 from .writing import write
@@ -63,7 +63,9 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         wanted: list[int] = sorted(set(request.states))
         after = _read_page_token(request.page_token, wanted)
-        models = [model_to_proto(entry) for entry in self._shelf.list() if entry.name > after]
+        entries = [entry for entry in self._shelf.list() if entry.name > after]
+        found = zip(entries, await measured(entries), strict=True)
+        models = [model_to_proto(entry, status) for entry, status in found]
         models = [model for model in models if not wanted or model.status.state in wanted]
         page, more = models[:size], len(models) > size
         token = _page_token(page[-1].name, wanted) if more else ""
@@ -74,7 +76,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         entry = self._shelf.find(self._required(request.name))
         if entry is None or (entry.header is None and (request.include_metadata or request.include_tensors)):
             entry = await self._known_or_remote(request.name)
-        answer = pb.GetModelResponse(model=model_to_proto(entry))
+        (status,) = await measured([entry])
+        answer = pb.GetModelResponse(model=model_to_proto(entry, status))
         if entry.header is not None:
             answer.quantization_mix.extend(mix_to_proto(entry.header))
             if request.include_metadata:
@@ -88,7 +91,7 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         self, request: pb.GetModelStatusRequest, context: Any
     ) -> pb.GetModelStatusResponse:
         entry = self._entry(request.name)
-        status = await asyncio.to_thread(entry.status, with_memory=True)
+        (status,) = await measured([entry])
         return pb.GetModelStatusResponse(status=status_to_proto(status))
 
     @answer
@@ -106,7 +109,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> pb.LoadModelResponse:
         options = load_options_from_proto(request.options)
         entry, seconds = await self._manager.load(self._required(request.name), options)
-        return pb.LoadModelResponse(status=status_to_proto(entry.status()), load_seconds=seconds)
+        (status,) = await measured([entry])
+        return pb.LoadModelResponse(status=status_to_proto(status), load_seconds=seconds)
 
     @answer
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:

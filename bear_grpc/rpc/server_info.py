@@ -17,6 +17,7 @@ from ..protocol import ProbeResult
 from ..types import SandboxState
 from ..v1 import server_service_pb2 as pb
 from ..v1 import server_service_pb2_grpc as pb_grpc
+from .ledger import measured, total_of
 from .status import answer
 
 _KINDS = {
@@ -75,6 +76,7 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
             max_waiting_requests=self._config.max_waiting_requests,
             **{name: getattr(self._config.limits, name) for name in _TOLD_LIMITS},
         )
+        memory = total_of(await measured(self._shelf.list()))
         return pb.GetServerInfoResponse(
             version=__version__,
             llama_cpp_python_version=found.binding_version,
@@ -85,6 +87,7 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
             sandbox_detail=self._spawner.confinement.detail,
             core_count=self._cores,
             allowed_paths=[str(root) for root in self._shelf.allowed_roots],
+            memory=memory,
         )
 
     @answer

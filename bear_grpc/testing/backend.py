@@ -85,7 +85,7 @@ class FakeBackend(Backend):
         self.options = LoadOptions(kv_unified=unified).over(merged.over(pool))
         self._vocabulary = vocabulary or FakeVocabulary()
         self.info = ModelInfo("fake", "fake", self.vocabulary.size, merged.context_length, 0, 0, True)
-        self.kv_cache_bytes = 0
+        self.kv_cache_bytes = self.compute_bytes = 0
         self.threads = 0
         self.closed = False
         self.samplers: list[FakeSampler] = []

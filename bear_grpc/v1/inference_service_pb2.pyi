@@ -177,7 +177,7 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids, each 0 to vocabulary size - 1."""
+        """The ids, each 0 to vocabulary size - 1; up to `limits.max_token_ids`."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class ChatInput(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages, oldest first; 1 to 1024."""
+        """The messages, oldest first; 1 to `limits.max_messages`."""
 
     @_builtins.property
     def template_kwargs(self) -> _struct_pb2.Struct:
@@ -416,7 +416,9 @@ class SamplingParams(_message.Message):
     """
     @_builtins.property
     def logit_bias(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogitBias]:
-        """Added to the logits of single tokens; at most 1024 of them."""
+        """Added to the logits of single tokens; up to `limits.max_logit_bias` of
+        them.
+        """
 
     @_builtins.property
     def dry_sequence_breakers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -621,13 +623,16 @@ class StopParams(_message.Message):
     """Whether the model's end of generation is never drawn. Default: false."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end the generation; they are not part of the text sent. At
-        most 16 of 1 to 256 bytes each.
+        """Texts that end the generation; they are not part of the text sent. Up to
+        `limits.max_stop_sequences` of them, each of 1 to
+        `limits.max_stop_sequence_bytes`.
         """
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end the generation; at most 64. They are not part of the text."""
+        """Tokens that end the generation; they are not part of the text. Up to
+        `limits.max_stop_tokens` of them.
+        """
 
     def __init__(
         self,
@@ -662,7 +667,9 @@ class Choices(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The values: 1 to 1024, together up to 64 KiB."""
+        """The values: 1 to `limits.max_choices`, together up to
+        `limits.max_constraint_bytes`.
+        """
 
     def __init__(
         self,
@@ -681,8 +688,9 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 class Constraint(_message.Message):
     """What the text must look like. Held token by token while it is drawn: the
     text cannot leave it. It ends when nothing more may follow, and may end
-    earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Texts
-    of up to 64 KiB; what does not compile is GRAMMAR_INVALID.
+    earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Each
+    text has up to `limits.max_constraint_bytes`; what does not compile is
+    GRAMMAR_INVALID.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -740,7 +748,9 @@ class OutputOptions(_message.Message):
     token but the first: of the model's distribution, before sampling.
     """
     top_logprobs: _builtins.int
-    """The most likely tokens at every position, 0 to 20; implies `logprobs`."""
+    """The most likely tokens at every position, 0 to
+    `limits.max_top_logprobs`; implies `logprobs`.
+    """
     token_ids: _builtins.bool
     """The ids and bytes of the tokens in `delta.tokens`."""
     prefill_progress: _builtins.bool
@@ -800,7 +810,7 @@ class GenerateRequest(_message.Message):
     """Text, tokenized as text: control tokens in it are not recognised."""
     n: _builtins.int
     """How many answers, from one reading of the prompt; answer i has the seed
-    `seed` + i. 1 to 16. Default: 1.
+    `seed` + i. 1 to `limits.max_answers`. Default: 1.
     """
     priority: Global___Priority.ValueType
     """How urgent it is."""
@@ -1552,7 +1562,9 @@ class DetokenizeRequest(_message.Message):
     """Whether control tokens are written out. Default: false."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD)."""
+        """The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD); up to
+        `limits.max_token_ids`.
+        """
 
     def __init__(
         self,

@@ -669,7 +669,9 @@ class UnloadModelRequest(_message.Message):
     """Name or alias of the model."""
     @_builtins.property
     def drain_timeout(self) -> _duration_pb2.Duration:
-        """How long running requests may go on. Unset: 30 s. 0: they end at once."""
+        """How long running requests may go on; those that wait end at once. Unset:
+        30 s. 0: running ones end at once, too.
+        """
 
     def __init__(
         self,
@@ -697,7 +699,7 @@ class UnloadModelResponse(_message.Message):
     released_bytes: _builtins.int
     """Memory that the worker held and that is free again."""
     cancelled_count: _builtins.int
-    """Requests that were cut because the time had passed."""
+    """Requests that were cut: they had not begun, or their time had passed."""
     @_builtins.property
     def status(self) -> _types_pb2.ModelStatus:
         """Status after it."""

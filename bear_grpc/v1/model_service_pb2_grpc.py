@@ -156,10 +156,10 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Lets running requests finish up to a time, cancels the rest
-        (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-        model that is LOADING it ends the load. Unloading a model that is not
-        loaded: MODEL_NOT_LOADED.
+        """Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+        finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+        process and gives its memory back. Of a model that is LOADING it ends the
+        load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,10 +56,10 @@ class ModelServiceStub:
     MODEL_ALREADY_LOADED.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Lets running requests finish up to a time, cancels the rest
-    (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-    model that is LOADING it ends the load. Unloading a model that is not
-    loaded: MODEL_NOT_LOADED.
+    """Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+    finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+    process and gives its memory back. Of a model that is LOADING it ends the
+    load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
     """
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]
     """Makes a GGUF file on the server known under a name."""
@@ -100,10 +100,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     MODEL_ALREADY_LOADED.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Lets running requests finish up to a time, cancels the rest
-    (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-    model that is LOADING it ends the load. Unloading a model that is not
-    loaded: MODEL_NOT_LOADED.
+    """Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+    finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+    process and gives its memory back. Of a model that is LOADING it ends the
+    load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
     """
     RegisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]  # type: ignore[assignment]
     """Makes a GGUF file on the server known under a name."""
@@ -189,10 +189,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Lets running requests finish up to a time, cancels the rest
-        (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-        model that is LOADING it ends the load. Unloading a model that is not
-        loaded: MODEL_NOT_LOADED.
+        """Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+        finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+        process and gives its memory back. Of a model that is LOADING it ends the
+        load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
         """
 
     @_abc_1.abstractmethod

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from bear_grpc.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -119,7 +120,9 @@ Global___Device: _TypeAlias = Device  # noqa: Y015
 
 @_typing.final
 class ServerLimits(_message.Message):
-    """Bounds that a client should know before it runs into them."""
+    """Bounds that a client should know before it runs into them, as this server
+    is configured. Comments of other fields name them `limits.max_…`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -233,6 +236,7 @@ class GetServerInfoResponse(_message.Message):
     CORE_COUNT_FIELD_NUMBER: _builtins.int
     ALLOWED_PATHS_FIELD_NUMBER: _builtins.int
     SANDBOX_DETAIL_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of bear_grpc."""
     llama_cpp_python_version: _builtins.str
@@ -259,6 +263,10 @@ class GetServerInfoResponse(_message.Message):
     def allowed_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Folders under which `RegisterModel` takes files."""
 
+    @_builtins.property
+    def memory(self) -> _types_pb2.MemoryLedger:
+        """What all loaded models together use; each field is the sum of theirs."""
+
     def __init__(
         self,
         *,
@@ -271,10 +279,11 @@ class GetServerInfoResponse(_message.Message):
         core_count: _builtins.int = ...,
         allowed_paths: _abc.Iterable[_builtins.str] | None = ...,
         sandbox_detail: _builtins.str = ...,
+        memory: _types_pb2.MemoryLedger | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_paths", b"allowed_paths", "core_count", b"core_count", "devices", b"devices", "limits", b"limits", "llama_cpp_build", b"llama_cpp_build", "llama_cpp_python_version", b"llama_cpp_python_version", "sandbox", b"sandbox", "sandbox_detail", b"sandbox_detail", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_paths", b"allowed_paths", "core_count", b"core_count", "devices", b"devices", "limits", b"limits", "llama_cpp_build", b"llama_cpp_build", "llama_cpp_python_version", b"llama_cpp_python_version", "memory", b"memory", "sandbox", b"sandbox", "sandbox_detail", b"sandbox_detail", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

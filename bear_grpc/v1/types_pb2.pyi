@@ -812,7 +812,7 @@ Global___PullProgress: _TypeAlias = PullProgress  # noqa: Y015
 
 @_typing.final
 class MemoryLedger(_message.Message):
-    """What a loaded model's memory is used for."""
+    """What a loaded model's memory is used for, on all devices together."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -820,6 +820,7 @@ class MemoryLedger(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     PROCESS_BYTES_FIELD_NUMBER: _builtins.int
     OVERHEAD_BYTES_FIELD_NUMBER: _builtins.int
+    COMPUTE_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """The weights, as llama.cpp counts them."""
     kv_cache_bytes: _builtins.int
@@ -827,13 +828,17 @@ class MemoryLedger(_message.Message):
     process_bytes: _builtins.int
     """The worker process as the system sees it: its own pages, and its share
     of those it has in common with others (PSS). 0 where the system does not
-    tell. After an unload, and set only then: what is still held by a process
-    that the system cannot end.
+    tell, and in `WatchModels`, which does not ask it. After an unload, and set
+    only then: what is still held by a process that the system cannot end.
     """
     overhead_bytes: _builtins.int
-    """What `process_bytes` holds besides weights and KV cache: compute buffers,
-    vocabulary, kept snapshots, the interpreter. 0 where weights or KV cache
-    lie elsewhere, such as on a GPU, or have not been touched yet.
+    """What `process_bytes` holds besides weights, KV cache and compute buffers:
+    vocabulary, kept snapshots, the interpreter. 0 where those lie elsewhere,
+    such as on a GPU, or have not been touched yet.
+    """
+    compute_bytes: _builtins.int
+    """The buffers that a step computes in, those of the logits included, as
+    llama.cpp has laid them out for the largest step.
     """
     def __init__(
         self,
@@ -842,10 +847,11 @@ class MemoryLedger(_message.Message):
         kv_cache_bytes: _builtins.int = ...,
         process_bytes: _builtins.int = ...,
         overhead_bytes: _builtins.int = ...,
+        compute_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_bytes", b"kv_cache_bytes", "overhead_bytes", b"overhead_bytes", "process_bytes", b"process_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_bytes", b"compute_bytes", "kv_cache_bytes", b"kv_cache_bytes", "overhead_bytes", b"overhead_bytes", "process_bytes", b"process_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

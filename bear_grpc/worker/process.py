@@ -147,7 +147,7 @@ class Worker:
             mark=_no_mark if self._page is None else self._page.mark_text,
         )
         self._text.launch()
-        post(Ready(backend.info, backend.options, backend.kv_cache_bytes))
+        post(Ready(backend.info, backend.options, backend.kv_cache_bytes, backend.compute_bytes))
 
     def _tick(self) -> None:
         if self._text is not None:

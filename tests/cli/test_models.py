@@ -87,7 +87,29 @@ def test_ps_tells_what_a_loaded_model_does(bear: Bear, server: FakeServer) -> No
     assert header.split() == [
         *("NAME", "STATE", "MEMORY", "RUNNING", "WAITING", "KV", "IDLE", "UNTIL", "PINNED")
     ]
-    assert line.split() == ["bear-demo", "READY", "12.0", "MiB", "1", "0", "10%", "1%", "forever", "no"]
+    assert line.split() == ["bear-demo", "READY", "13.0", "MiB", "1", "0", "10%", "1%", "forever", "no"]
+
+
+def test_ps_memory_tells_what_it_is_used_for(bear: Bear, server: FakeServer) -> None:
+    model = types.Model()
+    model.CopyFrom(samples.DEMO)
+    model.status.memory.process_bytes, model.status.memory.overhead_bytes = 17 << 20, 4 << 20
+    server.models = [model]
+    header, line = bear("ps", "--memory").stdout.splitlines()
+    assert header.split()[2:7] == ["MEMORY", "WEIGHTS", "CACHE", "COMPUTE", "OVERHEAD"]
+    assert line.split()[2:12] == [
+        *("17.0", "MiB", "10.0", "MiB", "2.0", "MiB", "1.0", "MiB", "4.0", "MiB"),
+    ]
+
+
+def test_ps_adds_up_several_models_in_a_row_that_no_model_can_be(bear: Bear, server: FakeServer) -> None:
+    server.models = [samples.DEMO, samples.DEMO]
+    assert names(bear("ps").stdout) == ["bear-demo", "bear-demo", "(total)"]
+    total = bear("ps", "--memory", "--counters").stdout.splitlines()[-1]
+    assert total.split() == [
+        *("(total)", "26.0", "MiB", "20.0", "MiB", "4.0", "MiB", "2.0", "MiB", "0", "B", "2", "0"),
+    ]
+    assert len(json.loads(bear("ps", "--json").stdout)["models"]) == 2
 
 
 def test_ps_counters_tell_what_was_done(bear: Bear) -> None:

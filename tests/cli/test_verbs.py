@@ -60,7 +60,7 @@ def test_load_gives_only_the_options_that_are_given(bear: Bear, server: FakeServ
     assert server.last(models.LoadModelRequest).options == types.LoadOptions(
         gpu_layers=0, mmap=False, kv_cache_type=types.KV_CACHE_TYPE_Q8_0, keep_alive=Duration(seconds=300)
     )
-    assert result.stdout == "bear-demo is ready after 500 ms: 4 sequences of up to 2048 tokens, 12.0 MiB\n"
+    assert result.stdout == "bear-demo is ready after 500 ms: 4 sequences of up to 2048 tokens, 13.0 MiB\n"
     assert result.stderr == ""
 
 

@@ -14,7 +14,7 @@ READY = types.ModelStatus(
     name="bear-demo",
     state=types.MODEL_STATE_READY,
     effective_options=types.LoadOptions(context_length=2048, max_sequences=4, threads=2, repack=False),
-    memory=types.MemoryLedger(weights_bytes=10 << 20, kv_cache_bytes=2 << 20),
+    memory=types.MemoryLedger(weights_bytes=10 << 20, kv_cache_bytes=2 << 20, compute_bytes=1 << 20),
     running_count=1,
     kv_cache_used_token_count=820,
     kv_cache_token_count=8192,

@@ -75,6 +75,8 @@ def test_a_target_of_several_servers_goes_round_those_that_serve() -> None:
 def test_options_of_the_caller_win() -> None:
     options = channel_options("127.0.0.1:1", {"grpc.keepalive_time_ms": 5})
     assert dict(options)["grpc.keepalive_time_ms"] == 5
+    options = channel_options("127.0.0.1:1", {"grpc.keepalive_timeout_ms": 7})
+    assert dict(options)["grpc.http2.ping_timeout_ms"] == 7
 
 
 def test_loopback_is_not_asked_of_a_proxy() -> None:

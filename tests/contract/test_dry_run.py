@@ -59,7 +59,7 @@ def test_options_and_context_are_those_of_the_load(models: dict[str, Path], name
     backend = llama.LlamaBackend(models[name], options, cores=2, report=lambda stage, fraction: None)
     try:
         assert dry_run.options == backend.options
-        loaded_kv_bytes = backend.kv_cache_bytes
+        loaded_kv_bytes, loaded_compute_bytes = backend.kv_cache_bytes, backend.compute_bytes
     finally:
         backend.close()
     sizes = ModelSizes(read_header(models[name]))
@@ -69,6 +69,7 @@ def test_options_and_context_are_those_of_the_load(models: dict[str, Path], name
     assert use.kv_cache_bytes == pytest.approx(sum(sizes.kv_bytes(dry_run.options)), abs=3 * LOGGED_BYTES)
     assert use.compute_bytes > 0
     assert loaded_kv_bytes == pytest.approx(use.kv_cache_bytes, abs=3 * LOGGED_BYTES)
+    assert loaded_compute_bytes == pytest.approx(use.compute_bytes, abs=3 * LOGGED_BYTES)
 
 
 def test_kv_cache_of_another_type_is_told(models: dict[str, Path]):

@@ -133,7 +133,7 @@ class FakeExecutor:
         assert self._loaded is not None and self.options is not None
         self.memory_bytes = memory_bytes
         chosen = LoadOptions(context_length=512, max_sequences=4, threads=1)
-        self._loaded.set_result(Ready(INFO, self.options.over(chosen), 100))
+        self._loaded.set_result(Ready(INFO, self.options.over(chosen), 100, 10))
 
     def fail(self, error: Exception) -> None:
         """The load fails."""
@@ -168,8 +168,9 @@ class FakeExecutor:
         if self.in_flight == 0:
             self._idle.set()
 
-    def cut_waiting(self, error: Exception) -> None:
+    def cut_waiting(self, error: Exception) -> int:
         """Nothing waits here."""
+        return 0
 
     async def drain(self, timeout_s: float) -> int:
         if timeout_s > 0:

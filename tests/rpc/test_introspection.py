@@ -17,7 +17,9 @@ from bear_grpc import __version__
 from bear_grpc.config import ServerConfig
 from bear_grpc.executor.spawner import Spawner
 from bear_grpc.server import SERVICES, Server
+from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import server_service_pb2 as server_pb
+from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.rpc import WAIT_S, Api, Code, fails, serving
 from tests.rpc.conftest import NewModel
@@ -171,6 +173,25 @@ async def test_the_server_tells_what_it_is(api: Api, files: Path) -> None:
     assert str(files) in info.allowed_paths
     assert info.limits.max_text_bytes == 2**20
     assert all(other == info or other.devices for other in infos)
+
+
+async def test_the_server_adds_up_what_its_models_hold(tmp_path: Path, spawner: Spawner) -> None:
+    async with serving(tmp_path, spawner, allow_path=[tmp_path]) as (_, api):
+
+        async def told() -> pb.MemoryLedger:
+            return (await api.server.GetServerInfo(server_pb.GetServerInfoRequest())).memory
+
+        assert await told() == pb.MemoryLedger()
+        for name in ("a", "b"):
+            path = write_tiny_llama(tmp_path / f"{name}.gguf", context_length=2048)
+            await api.register(name, path, load_options=pb.LoadOptions(threads=1, max_sequences=1))
+            assert (await api.load(name)).status.memory.process_bytes > 0
+        memory, ledgers = await told(), [(await api.status(name)).memory for name in ("a", "b")]
+        for field in ("weights_bytes", "kv_cache_bytes", "compute_bytes"):
+            assert getattr(memory, field) == sum(getattr(ledger, field) for ledger in ledgers) > 0
+        assert memory.process_bytes > max(ledger.process_bytes for ledger in ledgers)
+        listed = (await api.models.ListModels(models_pb.ListModelsRequest())).models
+        assert {model.name for model in listed if model.status.memory.process_bytes} == {"a", "b"}
 
 
 async def test_a_message_above_the_limit_is_refused_by_grpc(api: Api, tiny: str) -> None:

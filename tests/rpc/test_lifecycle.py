@@ -240,6 +240,30 @@ async def test_an_unload_lets_running_streams_finish_and_takes_no_new_ones(api: 
     assert (await unload).cancelled_count == 0
 
 
+async def test_an_unload_ends_at_once_what_has_not_begun_and_waits_for_what_runs(
+    api: Api, steady: str
+) -> None:
+    running = api.generate(steady, max_tokens=1900, ignore_eos=True)
+    await read_until(running, "delta")
+    waiting = [api.generate(steady, max_tokens=4) for _ in range(3)]
+
+    async def queued() -> bool:
+        return (await api.status(steady)).waiting_count == 3
+
+    await eventually(queued)
+    unload = asyncio.ensure_future(api.unload(steady, 3600))
+    for call in waiting:
+        seen, status = await stream_fails(call, Code.UNAVAILABLE, "MODEL_UNLOADED")
+        assert seen == []
+        assert status.retry is not None
+        # Nothing but trailers: a client may try it elsewhere.
+        assert not [key for key, _ in await call.initial_metadata()]
+    assert (await api.status(steady)).running_count == 1
+    assert not unload.done()
+    assert kinds(await collect(running))[-1] == "completed"
+    assert (await unload).cancelled_count == 3
+
+
 async def test_an_unload_of_what_is_not_loaded_is_refused(api: Api, new_model: NewModel) -> None:
     name = await new_model()
     await fails(api.unload(name), Code.FAILED_PRECONDITION, "MODEL_NOT_LOADED")

@@ -71,7 +71,8 @@ async def test_a_model_from_register_to_delete_does_all_it_should(api: Api, file
     assert status.memory.weights_bytes > 0
     assert status.memory.kv_cache_bytes > 0
     assert status.memory.process_bytes > status.memory.weights_bytes
-    known = status.memory.weights_bytes + status.memory.kv_cache_bytes
+    assert status.memory.compute_bytes > 0
+    known = status.memory.weights_bytes + status.memory.kv_cache_bytes + status.memory.compute_bytes
     assert status.memory.overhead_bytes == max(0, status.memory.process_bytes - known)
     assert (status.counters.submitted_sequence_count, status.counters.finished_sequence_count) == (2, 2)
     assert status.counters.decode_token_count == 40

@@ -278,3 +278,14 @@ def test_rows_judge_against_the_peer_at_its_default_only():
     assert not judged.limit.holds
     assert judged.notes == "note"
     assert (told.peer_name, told.limit, told.notes) == ("llama-server --no-repack", None, "")
+
+
+def test_at_once_measures_once_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait() -> None:
+        raise AssertionError("it waited")
+
+    monkeypatch.setattr("benchmarks.measure.wait_until_quiet", wait)
+    monkeypatch.setattr("benchmarks.measure.Others.cores", lambda _: 2.0)
+    plan, seen = Plan(at_once=True), []
+    plan.undisturbed(lambda: seen.append(1))
+    assert (len(seen), plan.others) == (1, 2.0)

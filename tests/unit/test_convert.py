@@ -276,7 +276,7 @@ def test_status_of_a_loaded_model_has_its_counts():
         sampling_s=2.5, overhead_s=3.5,
     )  # fmt: skip
     options = LoadOptions(kv_cache_tokens=64)
-    sizes = {"weights_bytes": 11, "kv_cache_bytes": 12, "process_bytes": 13}
+    sizes = {"weights_bytes": 11, "kv_cache_bytes": 12, "compute_bytes": 16, "process_bytes": 50}
     message = convert.status_to_proto(status(stats=stats, options=options, in_flight=20, **sizes))
     assert message.counters == pb.EngineCounters(
         step_count=1,
@@ -292,7 +292,7 @@ def test_status_of_a_loaded_model_has_its_counts():
         sampling_seconds=2.5,
         overhead_seconds=3.5,
     )
-    assert message.memory == pb.MemoryLedger(weights_bytes=11, kv_cache_bytes=12, process_bytes=13)
+    assert message.memory == pb.MemoryLedger(overhead_bytes=11, **sizes)
     assert (message.running_count, message.waiting_count) == (8, 12)
     assert (message.kv_cache_used_token_count, message.kv_cache_token_count) == (10, 64)
     assert message.kv_cache_idle_token_count == 3

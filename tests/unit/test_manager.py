@@ -114,16 +114,16 @@ async def test_an_unload_that_does_not_give_everything_back_says_so(world, caplo
     (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "process 77 does not end: 30 bytes" in line
     entry = world.shelf.get("a")
-    status = entry.status(with_memory=True)
+    status = entry.status()
     assert (status.state, status.pid, status.process_bytes) == (AVAILABLE, 77, 30)
     assert "process 77" in status.message
     # It counts beside the worker of another load, until the kernel is done with it.
     await world.load("a", memory=100)
-    assert entry.status(with_memory=True).process_bytes == 130
+    assert entry.status(process_bytes=100).process_bytes == 130
     left.has_ended = True
-    assert entry.status(with_memory=True).process_bytes == 100
+    assert entry.status(process_bytes=100).process_bytes == 100
     assert (await world.manager.unload("a", 0.0)).released_bytes == 100
-    assert entry.status(with_memory=True).pid == 0
+    assert entry.status().pid == 0
 
 
 async def test_an_unload_that_gives_everything_back_warns_of_nothing(world, caplog):

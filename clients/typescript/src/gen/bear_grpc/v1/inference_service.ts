@@ -65,15 +65,18 @@ export enum OverflowPolicy {
   UNRECOGNIZED = -1,
 }
 
-/** How urgent a request is. May grow. */
+/**
+ * How urgent a request is, as long as it waits; waiting itself makes it more
+ * urgent (setting `priority_aging_s`). May grow.
+ */
 export enum Priority {
   /** PRIORITY_UNSPECIFIED - Unset: NORMAL. */
   PRIORITY_UNSPECIFIED = 0,
-  /** PRIORITY_LOW - After the others. */
+  /** PRIORITY_LOW - After all others, also those of other tenants. */
   PRIORITY_LOW = 1,
   /** PRIORITY_NORMAL - The default. */
   PRIORITY_NORMAL = 2,
-  /** PRIORITY_HIGH - Before the others. */
+  /** PRIORITY_HIGH - Before the tenant's others: nobody gains on other tenants by it. */
   PRIORITY_HIGH = 3,
   UNRECOGNIZED = -1,
 }
@@ -98,7 +101,7 @@ export enum FinishReason {
 
 /** Token ids of one model's vocabulary. */
 export interface TokenIds {
-  /** The ids, each 0 to vocabulary size - 1. */
+  /** The ids, each 0 to vocabulary size - 1; up to `limits.max_token_ids`. */
   ids: number[];
 }
 
@@ -134,7 +137,7 @@ export interface ChatMessage {
  * free for tools.
  */
 export interface ChatInput {
-  /** The messages, oldest first; 1 to 1024. */
+  /** The messages, oldest first; 1 to `limits.max_messages`. */
   messages: ChatMessage[];
   /**
    * Whether the template opens the assistant's turn at the end.
@@ -217,7 +220,10 @@ export interface SamplingParams {
   seed?:
     | number
     | undefined;
-  /** Added to the logits of single tokens; at most 1024 of them. */
+  /**
+   * Added to the logits of single tokens; up to `limits.max_logit_bias` of
+   * them.
+   */
   logitBias: LogitBias[];
   /**
    * Keeps tokens whose logits lie within this many standard deviations of the
@@ -350,11 +356,15 @@ export interface StopParams {
     | number
     | undefined;
   /**
-   * Texts that end the generation; they are not part of the text sent. At
-   * most 16 of 1 to 256 bytes each.
+   * Texts that end the generation; they are not part of the text sent. Up to
+   * `limits.max_stop_sequences` of them, each of 1 to
+   * `limits.max_stop_sequence_bytes`.
    */
   sequences: string[];
-  /** Tokens that end the generation; at most 64. They are not part of the text. */
+  /**
+   * Tokens that end the generation; they are not part of the text. Up to
+   * `limits.max_stop_tokens` of them.
+   */
   tokenIds: number[];
   /** Whether the model's end of generation is never drawn. Default: false. */
   ignoreEos: boolean;
@@ -362,15 +372,19 @@ export interface StopParams {
 
 /** Allowed values for the whole text. */
 export interface Choices {
-  /** The values: 1 to 1024, together up to 64 KiB. */
+  /**
+   * The values: 1 to `limits.max_choices`, together up to
+   * `limits.max_constraint_bytes`.
+   */
   values: string[];
 }
 
 /**
  * What the text must look like. Held token by token while it is drawn: the
  * text cannot leave it. It ends when nothing more may follow, and may end
- * earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Texts
- * of up to 64 KiB; what does not compile is GRAMMAR_INVALID.
+ * earlier by LENGTH or a stop (`Completed.constraint_satisfied` tells). Each
+ * text has up to `limits.max_constraint_bytes`; what does not compile is
+ * GRAMMAR_INVALID.
  */
 export interface Constraint {
   /** One of these is required. */
@@ -400,7 +414,10 @@ export interface OutputOptions {
    * token but the first: of the model's distribution, before sampling.
    */
   logprobs: boolean;
-  /** The most likely tokens at every position, 0 to 20; implies `logprobs`. */
+  /**
+   * The most likely tokens at every position, 0 to
+   * `limits.max_top_logprobs`; implies `logprobs`.
+   */
   topLogprobs: number;
   /** The ids and bytes of the tokens in `delta.tokens`. */
   tokenIds: boolean;
@@ -453,7 +470,7 @@ export interface GenerateRequest {
     | undefined;
   /**
    * How many answers, from one reading of the prompt; answer i has the seed
-   * `seed` + i. 1 to 16. Default: 1.
+   * `seed` + i. 1 to `limits.max_answers`. Default: 1.
    */
   n?:
     | number
@@ -476,7 +493,10 @@ export interface GenerateRequest {
   keepAlive?:
     | Duration
     | undefined;
-  /** A label of the client's own, for logs and fairness; up to 64 bytes. */
+  /**
+   * A label of the client's own, up to 64 bytes: slots are shared evenly
+   * between the labels of one tenant.
+   */
   clientTag: string;
   /**
    * An id of the client's choice, unique among running requests
@@ -759,7 +779,10 @@ export interface TokenizeResponse {
 export interface DetokenizeRequest {
   /** Name or alias of a model; it is loaded if it is not. */
   model: string;
-  /** The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD). */
+  /**
+   * The tokens, each 0 to vocabulary size - 1 (INVALID_FIELD); up to
+   * `limits.max_token_ids`.
+   */
   tokenIds: number[];
   /** Whether control tokens are written out. Default: false. */
   includeSpecial: boolean;

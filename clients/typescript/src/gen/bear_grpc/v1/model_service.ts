@@ -252,7 +252,10 @@ export interface LoadModelResponse {
 export interface UnloadModelRequest {
   /** Name or alias of the model. */
   name: string;
-  /** How long running requests may go on. Unset: 30 s. 0: they end at once. */
+  /**
+   * How long running requests may go on; those that wait end at once. Unset:
+   * 30 s. 0: running ones end at once, too.
+   */
   drainTimeout?: Duration | undefined;
 }
 
@@ -264,7 +267,7 @@ export interface UnloadModelResponse {
     | undefined;
   /** Memory that the worker held and that is free again. */
   releasedBytes: number;
-  /** Requests that were cut because the time had passed. */
+  /** Requests that were cut: they had not begun, or their time had passed. */
   cancelledCount: number;
 }
 
@@ -3155,10 +3158,10 @@ export const ModelServiceService = {
     responseDeserialize: (value: Buffer): LoadModelResponse => LoadModelResponse.decode(value),
   },
   /**
-   * Lets running requests finish up to a time, cancels the rest
-   * (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-   * model that is LOADING it ends the load. Unloading a model that is not
-   * loaded: MODEL_NOT_LOADED.
+   * Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+   * finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+   * process and gives its memory back. Of a model that is LOADING it ends the
+   * load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
    */
   unloadModel: {
     path: "/bear_grpc.v1.ModelService/UnloadModel" as const,
@@ -3244,10 +3247,10 @@ export interface ModelServiceServer extends UntypedServiceImplementation {
    */
   loadModel: handleUnaryCall<LoadModelRequest, LoadModelResponse>;
   /**
-   * Lets running requests finish up to a time, cancels the rest
-   * (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-   * model that is LOADING it ends the load. Unloading a model that is not
-   * loaded: MODEL_NOT_LOADED.
+   * Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+   * finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+   * process and gives its memory back. Of a model that is LOADING it ends the
+   * load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
    */
   unloadModel: handleUnaryCall<UnloadModelRequest, UnloadModelResponse>;
   /** Makes a GGUF file on the server known under a name. */
@@ -3370,10 +3373,10 @@ export interface ModelServiceClient extends Client {
     callback: (error: ServiceError | null, response: LoadModelResponse) => void,
   ): ClientUnaryCall;
   /**
-   * Lets running requests finish up to a time, cancels the rest
-   * (MODEL_UNLOADED), ends the worker process and gives its memory back. Of a
-   * model that is LOADING it ends the load. Unloading a model that is not
-   * loaded: MODEL_NOT_LOADED.
+   * Ends requests that have not begun (MODEL_UNLOADED), lets running ones
+   * finish up to a time, cancels the rest (MODEL_UNLOADED), ends the worker
+   * process and gives its memory back. Of a model that is LOADING it ends the
+   * load. Unloading a model that is not loaded: MODEL_NOT_LOADED.
    */
   unloadModel(
     request: UnloadModelRequest,

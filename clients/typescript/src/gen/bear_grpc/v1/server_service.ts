@@ -20,6 +20,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { MemoryLedger } from "./types.js";
 
 /** A processor that llama.cpp can compute on. May grow. */
 export enum DeviceKind {
@@ -63,7 +64,10 @@ export interface Device {
   totalBytes: number;
 }
 
-/** Bounds that a client should know before it runs into them. */
+/**
+ * Bounds that a client should know before it runs into them, as this server
+ * is configured. Comments of other fields name them `limits.max_…`.
+ */
 export interface ServerLimits {
   /**
    * Longest text of a prompt, of all chat messages together, or of a text
@@ -131,6 +135,8 @@ export interface GetServerInfoResponse {
    * not fully on.
    */
   sandboxDetail: string;
+  /** What all loaded models together use; each field is the sum of theirs. */
+  memory?: MemoryLedger | undefined;
 }
 
 /** What is going on. */
@@ -586,6 +592,7 @@ function createBaseGetServerInfoResponse(): GetServerInfoResponse {
     coreCount: 0,
     allowedPaths: [],
     sandboxDetail: "",
+    memory: undefined,
   };
 }
 
@@ -617,6 +624,9 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
     }
     if (message.sandboxDetail !== "") {
       writer.uint32(74).string(message.sandboxDetail);
+    }
+    if (message.memory !== undefined) {
+      MemoryLedger.encode(message.memory, writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -706,6 +716,14 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
             message.sandboxDetail = reader.string();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.memory = MemoryLedger.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -734,6 +752,9 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
     message.coreCount = object.coreCount ?? 0;
     message.allowedPaths = object.allowedPaths?.map((e) => e) || [];
     message.sandboxDetail = object.sandboxDetail ?? "";
+    message.memory = (object.memory !== undefined && object.memory !== null)
+      ? MemoryLedger.fromPartial(object.memory)
+      : undefined;
     return message;
   },
 };

@@ -363,7 +363,7 @@ export interface PullProgress {
   stage: PullStage;
 }
 
-/** What a loaded model's memory is used for. */
+/** What a loaded model's memory is used for, on all devices together. */
 export interface MemoryLedger {
   /** The weights, as llama.cpp counts them. */
   weightsBytes: number;
@@ -372,16 +372,21 @@ export interface MemoryLedger {
   /**
    * The worker process as the system sees it: its own pages, and its share
    * of those it has in common with others (PSS). 0 where the system does not
-   * tell. After an unload, and set only then: what is still held by a process
-   * that the system cannot end.
+   * tell, and in `WatchModels`, which does not ask it. After an unload, and set
+   * only then: what is still held by a process that the system cannot end.
    */
   processBytes: number;
   /**
-   * What `process_bytes` holds besides weights and KV cache: compute buffers,
-   * vocabulary, kept snapshots, the interpreter. 0 where weights or KV cache
-   * lie elsewhere, such as on a GPU, or have not been touched yet.
+   * What `process_bytes` holds besides weights, KV cache and compute buffers:
+   * vocabulary, kept snapshots, the interpreter. 0 where those lie elsewhere,
+   * such as on a GPU, or have not been touched yet.
    */
   overheadBytes: number;
+  /**
+   * The buffers that a step computes in, those of the logits included, as
+   * llama.cpp has laid them out for the largest step.
+   */
+  computeBytes: number;
 }
 
 /** What a worker has done since it started. Counts only grow. */
@@ -1812,7 +1817,7 @@ export const PullProgress: MessageFns<PullProgress> = {
 };
 
 function createBaseMemoryLedger(): MemoryLedger {
-  return { weightsBytes: 0, kvCacheBytes: 0, processBytes: 0, overheadBytes: 0 };
+  return { weightsBytes: 0, kvCacheBytes: 0, processBytes: 0, overheadBytes: 0, computeBytes: 0 };
 }
 
 export const MemoryLedger: MessageFns<MemoryLedger> = {
@@ -1828,6 +1833,9 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
     }
     if (message.overheadBytes !== 0) {
       writer.uint32(32).int64(message.overheadBytes);
+    }
+    if (message.computeBytes !== 0) {
+      writer.uint32(40).int64(message.computeBytes);
     }
     return writer;
   },
@@ -1877,6 +1885,14 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
             message.overheadBytes = longToNumber(reader.int64());
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.computeBytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1898,6 +1914,7 @@ export const MemoryLedger: MessageFns<MemoryLedger> = {
     message.kvCacheBytes = object.kvCacheBytes ?? 0;
     message.processBytes = object.processBytes ?? 0;
     message.overheadBytes = object.overheadBytes ?? 0;
+    message.computeBytes = object.computeBytes ?? 0;
     return message;
   },
 };
