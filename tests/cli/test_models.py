@@ -75,7 +75,8 @@ def test_ps_shows_the_loaded_models_and_what_is_left_of_others(bear: Bear, serve
         types.Model(name=types.ModelState.Name(state), status=types.ModelStatus(state=state))
         for state in types.ModelState.values()
     ]
-    assert names(bear("ps").stdout) == [f"MODEL_STATE_{n}" for n in ("LOADING", "READY", "UNLOADING")]
+    loaded = [f"MODEL_STATE_{n}" for n in ("LOADING", "READY", "UNLOADING")]
+    assert names(bear("ps").stdout) == [*loaded, "(total)"]
     memory = types.MemoryLedger(process_bytes=3 << 20)
     status = types.ModelStatus(state=types.MODEL_STATE_AVAILABLE, worker_process_id=7, memory=memory)
     server.models = [types.Model(name="left", status=status), *server.models]
