@@ -48,7 +48,9 @@ MAY_IMPORT = {
     "executor": {"types", "input_limits", "params", "errors", "protocol", "framing", "suspects"},
     "store": {"types", "errors"},
     "models": {"host", "types", "params", "errors", "protocol", "config", "executor", "store", "load_plan"},
+    "access": {"types", "params", "errors"},
     "rpc": {
+        "access",
         "types",
         "input_limits",
         "params",
