@@ -24,6 +24,7 @@ from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
+from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
 from .rpc.models import ModelServicer
@@ -130,7 +131,8 @@ class Server:
         )
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
-        self._server = grpc.aio.server(options=_channel_args(config))
+        self.calls = Calls()
+        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls])
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
             self._server,

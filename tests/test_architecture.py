@@ -61,7 +61,9 @@ MAY_IMPORT = {
     },
     "store": {"types", "errors"},
     "models": {"host", "types", "params", "errors", "protocol", "config", "executor", "store", "load_plan"},
+    "access": {"types", "params", "errors"},
     "rpc": {
+        "access",
         "types",
         "input_limits",
         "params",

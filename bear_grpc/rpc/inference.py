@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -19,12 +18,12 @@ from ..models.shelf import Shelf
 from ..params import MAX_SEED, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
+from .call import Call, current_call, note
 from .convert import Collector, status_to_proto
 from .deadline import deadline_of
 from .events import response_to_proto
 from .requests import GenerateSpec, check_token_ids, input_from_proto, spec_from_proto
 from .status import answer
-from .tenant import tenant_of
 from .whole import Whole
 from .writing import write
 
@@ -115,9 +114,11 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def _events(self, spec: GenerateSpec, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """All messages of a generation; its work ends with the iteration, however that ends."""
-        received_s = time.monotonic()
-        deadline_s = deadline_of(context, received_s, self._max_request_s)
+        call = current_call(context)
+        call.model = spec.model
+        deadline_s = deadline_of(context, call.began_s, self._max_request_s)
         with self._hold_id(spec.request_id) as request_id:
+            call.request_id = request_id
             if spec.output.queue_progress:
                 async with aclosing(self._load_progress(spec)) as progress:
                     async for response in progress:
@@ -126,24 +127,20 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             using = self._manager.using(spec.model, spec.keep_alive_s, load_if_needed=spec.load_if_needed)
             async with (
                 using as executor,
-                aclosing(self._run(spec, context, executor, received_s, deadline_s)) as events,
+                aclosing(self._run(spec, call, executor, deadline_s)) as events,
             ):
                 async for response in events:
                     response.request_id = request_id
                     yield response
 
     async def _run(
-        self,
-        spec: GenerateSpec,
-        context: Any,
-        executor: ModelExecutor,
-        received_s: float,
-        deadline_s: float,
+        self, spec: GenerateSpec, call: Call, executor: ModelExecutor, deadline_s: float
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The messages of a generation on a model that is loaded."""
         entry = self._shelf.get(executor.name)
         sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
-        tenant = tenant_of(context.peer())
+        call.model = executor.name
+        tenant = call.caller.tenant
         generation = executor.generate(
             spec.input,
             sampling,
@@ -156,12 +153,13 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             tenant=tenant,
             tag=spec.tag,
             priority=spec.priority,
-            received_s=received_s,
+            received_s=call.began_s,
             deadline_s=deadline_s,
             fail_on_restart=spec.fail_on_restart,
         )
         try:
             async for index, event in generation:
+                note(call, event)
                 message = response_to_proto(index, event, entry, sampling)
                 if message is not None:
                     yield message

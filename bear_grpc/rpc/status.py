@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from .. import errors
+from .call import note_error
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ MAX_FIELD_BYTES = 100
 MAX_VIOLATIONS = 12
 Code = grpc.StatusCode
 T = TypeVar("T")
+_NAMES: dict[int, str] = {code.value[0]: code.name for code in Code}
 
 CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.InvalidField: Code.INVALID_ARGUMENT,
@@ -119,9 +121,18 @@ def to_status(error: errors.BearError) -> Any:
 
 async def abort(context: Any, error: errors.BearError) -> NoReturn:
     """Ends the call with the error's status."""
+    note_error(error.reason)
     # On grpc.aio's context, though its abstract base does not name it.
     await context.abort_with_status(to_status(error))
     raise AssertionError("abort_with_status returned")
+
+
+def code_of(context: Any) -> str:
+    """The name of the code that a call has ended with."""
+    code = context.code()
+    if code is None:
+        return Code.OK.name
+    return code.name if isinstance(code, Code) else _NAMES.get(code, Code.UNKNOWN.name)
 
 
 def answer(method: Callable[..., Awaitable[T]]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bear_grpc.rpc.tenant import tenant_of
+from bear_grpc.access.caller import tenant_of
 
 
 @pytest.mark.parametrize(

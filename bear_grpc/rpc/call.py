@@ -1,0 +1,90 @@
+"""What is known of the call that a task works for."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..access.caller import Caller, tenant_of
+from ..protocol import Delta, Finished, Prefilled, Queued, Started
+from ..types import FinishReason, Timings, Usage
+
+ANONYMOUS, NOTHING = Caller(), Usage(0, 0, 0)
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One call. Servicers fill in what they come to know; `code` and `ended_s` are set at its end.
+
+    `began_s` and `ended_s` are CLOCK_MONOTONIC. `method` is `/package.Service/Method`; `code` a name like
+    `NOT_FOUND`, `reason` that of our ErrorInfo. Of a generation: `usage` counts the prompt once and what
+    all answers drew, `timings` are those of the last to end. An observer's `on_delta` is called with the
+    number of tokens of each piece of text.
+    """
+
+    method: str
+    metadata: dict[str, str | bytes] = dataclasses.field(default_factory=dict, repr=False)
+    peer: str = ""
+    caller: Caller = ANONYMOUS
+    began_s: float = 0.0
+    ended_s: float = 0.0
+    code: str = ""
+    reason: str = ""
+    model: str = ""
+    request_id: str = ""
+    usage: Usage = NOTHING
+    timings: Timings | None = None
+    finish_reasons: list[FinishReason] = dataclasses.field(default_factory=list)
+    on_delta: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+
+
+_CALL: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
+
+
+def set_current(call: Call) -> None:
+    """This task, and those that it starts, work for the call."""
+    _CALL.set(call)
+
+
+def current_call(context: Any) -> Call:
+    """The call that this task works for; outside of the interceptor a new one of an anonymous caller."""
+    call = _CALL.get(None)
+    if call is None:
+        call = Call("")
+        identify(call, context)
+    return call
+
+
+def identify(call: Call, context: Any) -> None:
+    """Sets what the context tells: the peer, who is anonymous until somebody knows better."""
+    call.began_s = time.monotonic()
+    call.peer = context.peer()
+    call.caller = Caller(tenant=tenant_of(call.peer))
+
+
+def note_error(reason: str) -> None:
+    """The call of this task ends with an error of this reason."""
+    call = _CALL.get(None)
+    if call is not None:
+        call.reason = reason
+
+
+def note(call: Call, event: Queued | Started | Prefilled | Delta | Finished) -> None:
+    """An event of the call's generation."""
+    match event:
+        case Delta():
+            if call.on_delta is not None:
+                call.on_delta(event.count)
+        case Started():
+            if not call.usage.prompt_tokens:  # all answers have one prompt, which is read once
+                call.usage = Usage(event.prompt_tokens, event.cached_tokens, 0)
+        case Finished():
+            drawn = call.usage.completion_tokens + event.usage.completion_tokens
+            call.usage = msgspec.structs.replace(call.usage, completion_tokens=drawn)
+            call.timings = event.timings
+            call.finish_reasons.append(event.reason)
