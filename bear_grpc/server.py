@@ -31,6 +31,7 @@ from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
+from .telemetry.tracing import Tracing
 from .v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -50,6 +51,8 @@ EXIT_START = 1
 NICE_OF_SERVER = 10
 # What is left when every generation has ended: last statuses on their way, idle reflection streams.
 LAST_CALLS_S = 1.0
+# What the last spans get, if streams have used up the grace.
+LAST_SPANS_S = 1.0
 # Health's statuses are set in order, each within a second.
 STATUSES_S = 5.0
 
@@ -87,6 +90,7 @@ class Server:
         self._stopped = False
         self._is_serving = False
         self._draining: asyncio.Task[None] | None = None
+        self._tracing: Tracing | None = None
         self.addresses: list[str] = []
         costs = CostStore(config.models_dir / "costs")
         self.shelf = Shelf(
@@ -160,6 +164,9 @@ class Server:
 
         Raises ConfigError for an address that cannot be bound, and what a load raises.
         """
+        if self._config.otlp_endpoint:
+            self._tracing = Tracing(self._config.otlp_endpoint, self._config.trace_sample_ratio)
+            self.calls.add(self._tracing.observer)
         await self.health.open()
         for address in self._config.listen:
             try:
@@ -224,6 +231,8 @@ class Server:
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        if self._tracing is not None:
+            await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
 
 
 def _hub(config: ServerConfig) -> Hub:

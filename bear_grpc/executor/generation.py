@@ -72,6 +72,7 @@ class Generation:
     def __init__(self, ids: range, received_s: float, send: Callable[[Frame], None]) -> None:
         """Answer i has the id `ids[i]`."""
         self.ids = ids
+        self.restarts_s: list[float] = []  # when a worker has died under it, CLOCK_MONOTONIC
         self._received_s = received_s
         self._send = send
         self._branches = [_Branch(index, id) for index, id in enumerate(ids)]
