@@ -20,6 +20,7 @@ from .executor.limits import ExecutorLimits
 from .executor.spawner import Spawner
 from .models.costs import CostStore
 from .models.estimate import Estimator
+from .models.load import LoadMeter
 from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
@@ -27,7 +28,9 @@ from .models.shelf import Shelf
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
+from .rpc.load import GenerationRate
 from .rpc.models import ModelServicer
+from .rpc.orca import OrcaServicer, add_orca
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
@@ -147,8 +150,11 @@ class Server:
             config.max_request_s,
         )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
+        self.load, rate = LoadMeter(self.shelf), GenerationRate()
+        self.calls.add(rate)
+        about = ServerServicer(self.shelf, spawner, config, cores, self.drain, self.load, rate)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
+        add_orca(OrcaServicer(self.load, rate, config.stall_timeout_s), self._server)
         self._add_introspection()
 
     def _add_introspection(self) -> None:
@@ -227,6 +233,7 @@ class Server:
         await self.pulls.close()
         await self.manager.close()
         self.shelf.feed.close()
+        self.load.close()
         self.health.end_watches()
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()

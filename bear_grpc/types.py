@@ -237,6 +237,7 @@ class EngineStats(msgspec.Struct, frozen=True):
 
     `kv_used_tokens` counts tokens in the KV cache, those shared by several
     sequences once; `kv_idle_tokens` of them belong to no running sequence.
+    `waiting_tokens` are those that waiting sequences have still to compute.
     Snapshots are what is kept of ended sequences outside of it.
     """
 
@@ -258,6 +259,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     forward_s: float = 0.0
     sampling_s: float = 0.0
     overhead_s: float = 0.0
+    waiting_tokens: int = 0
 
 
 def check(*groups: list[FieldViolation]) -> None:

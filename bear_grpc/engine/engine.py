@@ -164,6 +164,7 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            waiting_tokens=sum(sequence.num_left for sequence in self._scheduler.waiting),
             kv_used_tokens=self._kv.used_tokens,
             kv_idle_tokens=self._kv.idle_tokens,
             snapshot_tokens=self._kv.snapshots.tokens,

@@ -51,6 +51,7 @@ from ..types import CostTable, EngineStats, LoadOptions
 from .crash import CrashReport
 from .generation import Generation
 from .limits import ExecutorLimits
+from .rates import TokenRates
 from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
@@ -84,6 +85,7 @@ class ModelExecutor:
         unasked after it was ready, and tells whether `restart` will be called."""
         self.name = name
         self.stats = EngineStats()
+        self.rates = TokenRates()
         self.deaths = 0  # unasked, since a request has finished last
         self._limits = limits
         self._on_progress = on_progress
@@ -317,6 +319,7 @@ class ModelExecutor:
             case Step():
                 if frame.stats is not None:
                     self.stats = frame.stats
+                    self.rates.add(frame.stats.prefill_tokens, frame.stats.decode_tokens)
                 for event in frame.events:
                     self._take_event(event)
             case TextResult():
@@ -367,6 +370,7 @@ class ModelExecutor:
     def _end(self, report: CrashReport) -> None:
         """The worker is gone, as `report` tells: every waiter gets its ending, or waits for the next one."""
         self.stats = EngineStats()
+        self.rates.restart()
         if self._stopping:
             self.give_up(ModelUnloaded(self.name))
             return

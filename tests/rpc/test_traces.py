@@ -142,7 +142,7 @@ async def test_load_that_a_call_waits_for_is_a_phase(traced: Api, collector: Col
 async def test_worker_that_dies_is_an_event_and_its_failures_are_errors(
     traced: Api, collector: Collector
 ) -> None:
-    running = traced.generate("steady", max_tokens=400, ignore_eos=True)
+    running = traced.generate("steady", max_tokens=100, ignore_eos=True)
     cut = traced.generate("steady", fail_on_restart=True, **LONG)
     await read_until(running, "delta")
     await read_until(cut, "delta")
