@@ -11,8 +11,7 @@ from ..executor.executor import ModelExecutor
 from .entry import ModelEntry
 from .shelf import Shelf
 
-# Readers at the same time share a reading. A process's memory takes milliseconds to read.
-FRESH_S, MEMORY_FRESH_S = 0.05, 5.0
+MEMORY_FRESH_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,22 +60,23 @@ class LoadMeter:
         self._shelf = shelf
         self._clock = clock
         self._closed = asyncio.Event()
-        self._reading: asyncio.Task[ServerLoad] | None = None
-        self._read_s = 0.0
         self._memory: Mapping[ModelExecutor, int] = {}
         self._memory_read_s = 0.0
+        self._reading: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Ends everybody's `every`, those to come included."""
         self._closed.set()
 
     async def read(self) -> ServerLoad:
-        """The load now, or as somebody else has just read it."""
-        now = self._clock()
-        if self._reading is None or (self._reading.done() and now - self._read_s >= FRESH_S):
-            self._read_s = now
-            self._reading = asyncio.create_task(self._read())
-        return await asyncio.shield(self._reading)  # who leaves does not end it for the others
+        """The load now, with the memory of processes as it was a few seconds ago at most."""
+        is_old = self._clock() - self._memory_read_s >= MEMORY_FRESH_S
+        if is_old or not self._memory.keys() >= set(self._executors()):
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read_memory())
+            await asyncio.shield(self._reading)  # who leaves does not end it for the others
+        loads = (load_of(entry, self._memory) for entry in self._shelf.list())
+        return ServerLoad([load for load in loads if load is not None])
 
     async def every(self, interval_s: float) -> AsyncGenerator[ServerLoad, None]:
         """The load now and after each interval, until `close`."""
@@ -88,22 +88,20 @@ class LoadMeter:
             except TimeoutError:
                 continue
 
-    async def _read(self) -> ServerLoad:
-        entries = [entry for entry in self._shelf.list() if entry.executor is not None]
-        executors = [entry.executor for entry in entries if entry.executor is not None]
-        is_old = self._clock() - self._memory_read_s >= MEMORY_FRESH_S
-        if is_old or not self._memory.keys() >= set(executors):
-            self._memory = await asyncio.to_thread(_memory_of, executors)
-            self._memory_read_s = self._clock()
-        loads = [load_of(entry, self._memory) for entry in entries]
-        return ServerLoad([load for load in loads if load is not None])
+    def _executors(self) -> list[ModelExecutor]:
+        return [entry.executor for entry in self._shelf.list() if entry.executor is not None]
+
+    async def _read_memory(self) -> None:
+        """In another thread: it takes milliseconds for each process."""
+        self._memory = await asyncio.to_thread(_memory_of, self._executors())
+        self._memory_read_s = self._clock()
 
 
 def load_of(entry: ModelEntry, memory: Mapping[ModelExecutor, int]) -> ModelLoad | None:
     """The load of one model, None if it is not loaded; `memory` are the bytes of processes."""
     executor, options = entry.executor, entry.ready.options if entry.ready else entry.asked
-    if executor is None:
-        return None
+    if executor is None or not (entry.ready or executor.in_flight):
+        return None  # its first load
     stats, rates = executor.stats, executor.rates.read()
     return ModelLoad(
         name=entry.name,
