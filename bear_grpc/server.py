@@ -31,6 +31,7 @@ from .rpc.inference import InferenceServicer
 from .rpc.load import GenerationRate
 from .rpc.models import ModelServicer
 from .rpc.orca import OrcaServicer, add_orca
+from .rpc.orca_messages import SERVICE as ORCA_SERVICE
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
@@ -163,7 +164,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         if self._config.with_reflection:
             name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            add_reflection([*SERVICES, name], self._server)
+            add_reflection([*SERVICES, name, ORCA_SERVICE], self._server)
 
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
