@@ -33,7 +33,7 @@ class Tracing:
         sampled if that is, of the others `sample_ratio`. Raises ConfigError without the extra."""
         try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
@@ -44,9 +44,10 @@ class Tracing:
                 "otlp_endpoint: traces need OpenTelemetry, which is not installed:"
                 f" pip install 'bear-grpc[otel]' ({exc.name} is missing)"
             ) from exc
+        own = Resource.create({"service.name": SERVICE, "service.version": __version__})
         self._provider: TracerProvider = TracerProvider(
             sampler=ParentBasedTraceIdRatio(sample_ratio),
-            resource=Resource.create({"service.name": SERVICE, "service.version": __version__}),
+            resource=own.merge(OTELResourceDetector().detect()),  # OTEL_SERVICE_NAME and the like
             shutdown_on_exit=False,
         )
         exporter = OTLPSpanExporter(
