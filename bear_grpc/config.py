@@ -76,6 +76,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Of workers. "auto": as far as the kernel has it; "require": no worker without all of it.
     sandbox: SandboxMode = SandboxMode.AUTO
     log_level: str = "INFO"
+    otlp_endpoint: str = ""  # of a collector that takes traces over gRPC: http://127.0.0.1:4317; empty: none
+    trace_sample_ratio: float = 1.0  # of the calls that are no part of a trace yet
     limits: InputLimits = DEFAULT_LIMITS
     models: dict[str, ModelConfig] = {}
 
@@ -103,6 +105,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("hub_token: must be printable ASCII without spaces")
         if not self.hub_endpoint.startswith(("https://", "http://")):
             raise ConfigError(f"hub_endpoint: must begin with https:// or http://, is {self.hub_endpoint!r}")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("https://", "http://")):
+            raise ConfigError(
+                f"otlp_endpoint: must begin with https:// or http://, is {self.otlp_endpoint!r}"
+            )
+        if not 0 <= self.trace_sample_ratio <= 1:
+            raise ConfigError(f"trace_sample_ratio: must be 0 to 1, is {self.trace_sample_ratio}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
         for name, model in self.models.items():

@@ -20,6 +20,7 @@ from .executor.limits import ExecutorLimits
 from .executor.spawner import Spawner
 from .models.costs import CostStore
 from .models.estimate import Estimator
+from .models.load import LoadMeter
 from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
@@ -27,10 +28,14 @@ from .models.shelf import Shelf
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
+from .rpc.load import GenerationRate
 from .rpc.models import ModelServicer
+from .rpc.orca import OrcaServicer, add_orca
+from .rpc.orca_messages import SERVICE as ORCA_SERVICE
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
+from .telemetry.tracing import Tracing
 from .v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -50,6 +55,8 @@ EXIT_START = 1
 NICE_OF_SERVER = 10
 # What is left when every generation has ended: last statuses on their way, idle reflection streams.
 LAST_CALLS_S = 1.0
+# What the last spans get, if streams have used up the grace.
+LAST_SPANS_S = 1.0
 # Health's statuses are set in order, each within a second.
 STATUSES_S = 5.0
 
@@ -89,6 +96,7 @@ class Server:
         self._stopped = False
         self._is_serving = False
         self._draining: asyncio.Task[None] | None = None
+        self._tracing: Tracing | None = None
         self.addresses: list[str] = []
         costs = CostStore(config.models_dir / "costs")
         self.shelf = Shelf(
@@ -146,8 +154,11 @@ class Server:
             config.max_request_s,
         )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
-        about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
+        self.load, rate = LoadMeter(self.shelf), GenerationRate()
+        self.calls.add(rate)
+        about = ServerServicer(self.shelf, spawner, config, cores, self.drain, self.load, rate)
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
+        add_orca(OrcaServicer(self.load, rate, config.stall_timeout_s), self._server)
         self._add_introspection()
 
     def _add_introspection(self) -> None:
@@ -156,13 +167,16 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
         if self._config.with_reflection:
             name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            add_reflection([*SERVICES, name], self._server)
+            add_reflection([*SERVICES, name, ORCA_SERVICE], self._server)
 
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
 
         Raises ConfigError for an address that cannot be bound, and what a load raises.
         """
+        if self._config.otlp_endpoint:
+            self._tracing = Tracing(self._config.otlp_endpoint, self._config.trace_sample_ratio)
+            self.calls.add(self._tracing.observer)
         await self.health.open()
         for address in self._config.listen:
             try:
@@ -223,10 +237,13 @@ class Server:
         await self.pulls.close()
         await self.manager.close()
         self.shelf.feed.close()
+        self.load.close()
         self.health.end_watches()
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        if self._tracing is not None:
+            await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
 
 
 def _hub(config: ServerConfig) -> Hub:

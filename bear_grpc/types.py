@@ -238,7 +238,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     `kv_used_tokens` counts tokens in the KV cache, those shared by several
     sequences once; `kv_idle_tokens` of them belong to no running sequence.
     Snapshots are what is kept of ended sequences outside of it. `left_queue` counts sequences that had to
-    wait and no longer do, `queue_s` the time in which some had to.
+    wait and no longer do, `queue_s` the time in which some had to; `waiting_tokens` are those of prompts
+    that wait.
     """
 
     steps: int = 0
@@ -261,6 +262,7 @@ class EngineStats(msgspec.Struct, frozen=True):
     overhead_s: float = 0.0
     left_queue: int = 0
     queue_s: float = 0.0
+    waiting_tokens: int = 0
 
 
 def check(*groups: list[FieldViolation]) -> None:

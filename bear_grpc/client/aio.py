@@ -281,8 +281,10 @@ class AsyncClient:
     async def get_load(self, *, timeout: float | None = None) -> server.GetLoadResponse:
         return await self._quick(self._server.GetLoad, server.GetLoadRequest(), timeout)
 
-    def watch_load(self, *, timeout: float | None = None) -> AsyncStream[server.WatchLoadResponse]:
-        return self._stream(self._server.WatchLoad, server.WatchLoadRequest(), timeout)
+    def watch_load(
+        self, interval: Seconds | None = None, *, timeout: float | None = None
+    ) -> AsyncStream[server.WatchLoadResponse]:
+        return self._stream(self._server.WatchLoad, requests.watch_load(interval), timeout)
 
     async def drain(self, *, timeout: float | None = None) -> server.DrainResponse:
         return await self._quick(self._server.Drain, server.DrainRequest(), timeout)

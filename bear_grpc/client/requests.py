@@ -17,6 +17,7 @@ from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptio
 from bear_grpc.errors import InvalidField
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import model_service_pb2 as models
+from bear_grpc.v1 import server_service_pb2 as server
 from bear_grpc.v1 import types_pb2 as types
 
 # Field -> option, where the flat name differs from the field's own.
@@ -134,6 +135,13 @@ def load_options(options: LoadOptions) -> types.LoadOptions:
     _fill(message, left)
     _none_left(left)
     return message
+
+
+def watch_load(interval: Seconds | None) -> server.WatchLoadRequest:
+    """A WatchLoadRequest."""
+    request = server.WatchLoadRequest()
+    _fill(request, _given({"interval": interval}))
+    return request
 
 
 def unload_model(name: str, drain_timeout: Seconds | None) -> models.UnloadModelRequest:

@@ -290,9 +290,11 @@ class Client:
         """What runs and waits right now."""
         return self._quick(self._server.GetLoad, server.GetLoadRequest(), timeout)
 
-    def watch_load(self, *, timeout: float | None = None) -> Stream[server.WatchLoadResponse]:
-        """The load, now and at every change."""
-        return self._stream(self._server.WatchLoad, server.WatchLoadRequest(), timeout)
+    def watch_load(
+        self, interval: Seconds | None = None, *, timeout: float | None = None
+    ) -> Stream[server.WatchLoadResponse]:
+        """The load, now and after each `interval`, of a second if it is not given."""
+        return self._stream(self._server.WatchLoad, requests.watch_load(interval), timeout)
 
     def drain(self, *, timeout: float | None = None) -> server.DrainResponse:
         """The server takes no new work from now on."""

@@ -171,6 +171,7 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             left_queue=self._places.left,
             queue_s=self._places.held_s(self._clock()),
+            waiting_tokens=self._places.tokens,
             kv_used_tokens=self._kv.used_tokens,
             kv_idle_tokens=self._kv.idle_tokens,
             snapshot_tokens=self._kv.snapshots.tokens,

@@ -54,6 +54,7 @@ from .crash import CrashReport
 from .generation import Generation
 from .limits import ExecutorLimits
 from .process import WorkerProcess
+from .rates import TokenRates
 from .recovery import Recovery
 from .share import CpuShare
 from .spawner import Spawner
@@ -87,6 +88,7 @@ class ModelExecutor:
         unasked after it was ready, and tells whether `restart` will be called."""
         self.name = name
         self.stats = EngineStats()
+        self.rates = TokenRates()
         self.deaths = 0  # unasked, since a request has finished last
         self._limits = limits
         self._on_progress = on_progress
@@ -153,22 +155,7 @@ class ModelExecutor:
         Raises what the worker says (ModelFileInvalid, InvalidField, …) or
         EngineStartFailed when it dies before it is ready.
         """
-        limits = self._limits
-        self._load = Load(
-            self.name,
-            str(path),
-            options,
-            cores,
-            stall_timeout_s=limits.stall_timeout_s,
-            step_target_s=limits.step_target_s,
-            share_prefixes=limits.share_prefixes,
-            priority_aging_s=limits.priority_aging_s,
-            max_text_job_s=limits.input.max_text_job_s,
-            max_rendered_chars=limits.input.max_rendered_chars,
-            cost_tables=list(costs),
-            chat_template=chat_template,
-            max_waiting_tokens=limits.max_waiting_tokens,
-        )
+        self._load = self._limits.load(self.name, path, options, cores, costs, chat_template)
         try:
             return await self.restart()
         except BaseException:
@@ -333,6 +320,7 @@ class ModelExecutor:
                     before, self.stats = self.stats, frame.stats
                     left = self.stats.left_queue - before.left_queue
                     self._admission.outflow.add(left, self.stats.queue_s - before.queue_s)
+                    self.rates.add(frame.stats.prefill_tokens, frame.stats.decode_tokens)
                 for event in frame.events:
                     self._take_event(event)
             case TextResult():
@@ -383,6 +371,7 @@ class ModelExecutor:
     def _end(self, report: CrashReport) -> None:
         """The worker is gone, as `report` tells: every waiter gets its ending, or waits for the next one."""
         self.stats = EngineStats()
+        self.rates.restart()
         if self._stopping:
             self.give_up(ModelUnloaded(self.name))
             return

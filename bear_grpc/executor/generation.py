@@ -77,6 +77,7 @@ class Generation:
         """Answer i has the id `ids[i]`."""
         self.ids = ids
         self.tenant = tenant
+        self.restarts_s: list[float] = []  # when a worker has died under it, CLOCK_MONOTONIC
         self._received_s = received_s
         self._send = send
         self._branches = [_Branch(index, id) for index, id in enumerate(ids)]

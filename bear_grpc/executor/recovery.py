@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import msgspec
 
@@ -102,4 +103,5 @@ class Recovery:
             return crashed
         if was_at_work or (was_sent and request.generation.has_started):
             request.restarts += 1
+            request.generation.restarts_s.append(time.monotonic())
         return crashed if request.restarts > self._max_restarts else None

@@ -23,8 +23,10 @@ class Call:
 
     `began_s` and `ended_s` are CLOCK_MONOTONIC. `method` is `/package.Service/Method`; `code` a name like
     `NOT_FOUND`, `reason` that of our ErrorInfo. Of a generation: `usage` counts the prompt once and what
-    all answers drew, `timings` are those of the last to end. An observer's `on_delta` is called with the
-    number of tokens of each piece of text.
+    all answers drew, `timings` are those of the last to end. Its model was ready at `ready_s`, a worker
+    took it up at `started_s` (0: never), workers died under it at `restarts_s`. `operation` is what
+    OpenTelemetry calls it. An observer's `on_delta` is called with the number of tokens of each piece of
+    text.
     """
 
     method: str
@@ -40,6 +42,10 @@ class Call:
     usage: Usage = NOTHING
     timings: Timings | None = None
     finish_reasons: list[FinishReason] = dataclasses.field(default_factory=list)
+    operation: str = ""
+    ready_s: float = 0.0
+    started_s: float = 0.0
+    restarts_s: list[float] = dataclasses.field(default_factory=list)
     on_delta: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
 
 
@@ -81,6 +87,7 @@ def note(call: Call, event: Queued | Started | Prefilled | Delta | Finished) -> 
             if call.on_delta is not None:
                 call.on_delta(event.count)
         case Started():
+            call.started_s = call.started_s or time.monotonic()
             if not call.usage.prompt_tokens:  # all answers have one prompt, which is read once
                 call.usage = Usage(event.prompt_tokens, event.cached_tokens, 0)
         case Finished():

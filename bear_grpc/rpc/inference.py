@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
+import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -15,7 +16,7 @@ from ..executor.executor import ModelExecutor
 from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
-from ..params import MAX_SEED, GenerationInput, TokensInput
+from ..params import MAX_SEED, ChatInput, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .call import Call, current_call, note
@@ -116,6 +117,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """All messages of a generation; its work ends with the iteration, however that ends."""
         call = current_call(context)
         call.model = spec.model
+        call.operation = "chat" if isinstance(spec.input, ChatInput) else "text_completion"
         deadline_s = deadline_of(context, call.began_s, self._max_request_s)
         with self._hold_id(spec.request_id) as request_id:
             call.request_id = request_id
@@ -139,7 +141,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """The messages of a generation on a model that is loaded."""
         entry = self._shelf.get(executor.name)
         sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
-        call.model = executor.name
+        call.model, call.ready_s = executor.name, time.monotonic()
         tenant = call.caller.tenant
         generation = executor.generate(
             spec.input,
@@ -164,6 +166,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 if message is not None:
                     yield message
         finally:
+            call.restarts_s = generation.restarts_s
             generation.close()
 
     async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:

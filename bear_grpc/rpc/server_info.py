@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from .. import __version__
 from ..config import ServerConfig
-from ..errors import FeatureUnsupported
+from ..errors import Draining
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
 from ..input_limits import InputLimits
+from ..models.load import LoadMeter, ServerLoad
 from ..models.shelf import Shelf
 from ..protocol import ProbeResult
 from ..types import SandboxState
 from ..v1 import server_service_pb2 as pb
 from ..v1 import server_service_pb2_grpc as pb_grpc
+from .call import current_call
 from .ledger import measured, total_of
+from .load import GenerationRate, interval_of, load_to_proto
 from .status import answer
+from .writing import write
 
 _KINDS = {
     "cpu": pb.DEVICE_KIND_CPU,
@@ -47,6 +52,8 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         config: ServerConfig,
         cores: int,
         drain: Callable[[], Awaitable[int]],
+        meter: LoadMeter,
+        rate: GenerationRate,
     ) -> None:
         """`drain` returns when no new work is taken, with what is still under way."""
         self._shelf = shelf
@@ -54,6 +61,8 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         self._config = config
         self._cores = cores
         self._drain = drain
+        self._meter = meter
+        self._rate = rate
         self._probing: asyncio.Task[ProbeResult] | None = None
 
     @answer
@@ -92,11 +101,18 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
 
     @answer
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
-        raise FeatureUnsupported("GetLoad")
+        return pb.GetLoadResponse(load=self._load_for(await self._meter.read(), context))
 
     @answer
     async def WatchLoad(self, request: pb.WatchLoadRequest, context: Any) -> None:
-        raise FeatureUnsupported("WatchLoad")
+        async with aclosing(self._meter.every(interval_of(request))) as loads:
+            async for load in loads:
+                message = pb.WatchLoadResponse(load=self._load_for(load, context))
+                await write(context, message, self._config.stall_timeout_s)
+        raise Draining()  # only the server's stop ends it
+
+    def _load_for(self, load: ServerLoad, context: Any) -> pb.ServerLoad:
+        return load_to_proto(load, self._rate.read(), current_call(context).caller)
 
     @answer
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:

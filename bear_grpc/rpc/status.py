@@ -29,7 +29,20 @@ MAX_FIELD_BYTES = 100
 MAX_VIOLATIONS = 12
 Code = grpc.StatusCode
 T = TypeVar("T")
+# Codes that tell of a failure of the server's, not of the caller's.
+SERVER_FAULTS = frozenset(
+    code.name
+    for code in (
+        Code.UNKNOWN,
+        Code.DEADLINE_EXCEEDED,
+        Code.UNIMPLEMENTED,
+        Code.INTERNAL,
+        Code.UNAVAILABLE,
+        Code.DATA_LOSS,
+    )
+)
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in Code}
+_NUMBERS = {name: number for number, name in _NAMES.items()}
 
 CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.InvalidField: Code.INVALID_ARGUMENT,
@@ -133,6 +146,11 @@ def code_of(context: Any) -> str:
     if code is None:
         return Code.OK.name
     return code.name if isinstance(code, Code) else _NAMES.get(code, Code.UNKNOWN.name)
+
+
+def number_of(code: str) -> int:
+    """The number of a code by its name, as it is on the wire."""
+    return _NUMBERS[code]
 
 
 def answer(method: Callable[..., Awaitable[T]]) -> Any:

@@ -6,6 +6,7 @@ isort:skip_file
 from bear_grpc.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -290,8 +291,79 @@ class GetServerInfoResponse(_message.Message):
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
 
 @_typing.final
+class ModelLoad(_message.Message):
+    """What one loaded model is doing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_COUNT_FIELD_NUMBER: _builtins.int
+    WAITING_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    KV_CACHE_USED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    KV_CACHE_IDLE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    KV_CACHE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DECODE_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model."""
+    running_count: _builtins.int
+    """Sequences that hold a slot."""
+    waiting_count: _builtins.int
+    """Sequences that wait for one."""
+    waiting_token_count: _builtins.int
+    """Tokens of those that wait and have been tokenized."""
+    slot_count: _builtins.int
+    """Slots: most sequences that run at a time."""
+    kv_cache_used_token_count: _builtins.int
+    """Tokens in the KV cache."""
+    kv_cache_idle_token_count: _builtins.int
+    """Of these, tokens that no running sequence needs: room for others."""
+    kv_cache_token_count: _builtins.int
+    """Tokens that the KV cache can hold."""
+    prefill_tokens_per_second: _builtins.float
+    """Prompt tokens computed per second, over the last five seconds."""
+    decode_tokens_per_second: _builtins.float
+    """Tokens produced per second, over the last five seconds."""
+    memory_bytes: _builtins.int
+    """Memory of its process in bytes, as it was seconds ago at most; 0 where
+    the system does not tell.
+    """
+    utilization: _builtins.float
+    """How much is asked of it: running and waiting sequences for each slot, or
+    the part of the KV cache that running ones need if that is more. 0 is
+    idle, 1 is full, above 1 requests wait.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        running_count: _builtins.int = ...,
+        waiting_count: _builtins.int = ...,
+        waiting_token_count: _builtins.int = ...,
+        slot_count: _builtins.int = ...,
+        kv_cache_used_token_count: _builtins.int = ...,
+        kv_cache_idle_token_count: _builtins.int = ...,
+        kv_cache_token_count: _builtins.int = ...,
+        prefill_tokens_per_second: _builtins.float = ...,
+        decode_tokens_per_second: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        utilization: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_tokens_per_second", b"decode_tokens_per_second", "kv_cache_idle_token_count", b"kv_cache_idle_token_count", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "memory_bytes", b"memory_bytes", "name", b"name", "prefill_tokens_per_second", b"prefill_tokens_per_second", "running_count", b"running_count", "slot_count", b"slot_count", "utilization", b"utilization", "waiting_count", b"waiting_count", "waiting_token_count", b"waiting_token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLoad: _TypeAlias = ModelLoad  # noqa: Y015
+
+@_typing.final
 class ServerLoad(_message.Message):
-    """What is going on."""
+    """What is going on. Counts, rates and memory are sums over the loaded models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,6 +372,14 @@ class ServerLoad(_message.Message):
     KV_CACHE_USED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     KV_CACHE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    WAITING_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    KV_CACHE_IDLE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     running_count: _builtins.int
     """Sequences that hold a slot, over all models."""
     waiting_count: _builtins.int
@@ -309,7 +389,27 @@ class ServerLoad(_message.Message):
     kv_cache_token_count: _builtins.int
     """Tokens that the KV caches can hold."""
     tokens_per_second: _builtins.float
-    """Tokens produced per second, over the last seconds."""
+    """Tokens produced per second, over the last five seconds."""
+    waiting_token_count: _builtins.int
+    """Tokens of requests that wait and have been tokenized."""
+    slot_count: _builtins.int
+    """Slots: most sequences that run at a time."""
+    kv_cache_idle_token_count: _builtins.int
+    """Of the tokens in KV caches, those that no running sequence needs."""
+    prefill_tokens_per_second: _builtins.float
+    """Prompt tokens computed per second, over the last five seconds."""
+    requests_per_second: _builtins.float
+    """Generations that ended per second, over the last 30 seconds; those that
+    were refused for a fault of the caller's are left out.
+    """
+    memory_bytes: _builtins.int
+    """Memory of the models' processes in bytes."""
+    utilization: _builtins.float
+    """The highest of its models', 0 with none loaded."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLoad]:
+        """The loaded models, by name; only those that the caller may know of."""
+
     def __init__(
         self,
         *,
@@ -318,10 +418,18 @@ class ServerLoad(_message.Message):
         kv_cache_used_token_count: _builtins.int = ...,
         kv_cache_token_count: _builtins.int = ...,
         tokens_per_second: _builtins.float = ...,
+        waiting_token_count: _builtins.int = ...,
+        slot_count: _builtins.int = ...,
+        kv_cache_idle_token_count: _builtins.int = ...,
+        prefill_tokens_per_second: _builtins.float = ...,
+        requests_per_second: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        utilization: _builtins.float = ...,
+        models: _abc.Iterable[Global___ModelLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "running_count", b"running_count", "tokens_per_second", b"tokens_per_second", "waiting_count", b"waiting_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_cache_idle_token_count", b"kv_cache_idle_token_count", "kv_cache_token_count", b"kv_cache_token_count", "kv_cache_used_token_count", b"kv_cache_used_token_count", "memory_bytes", b"memory_bytes", "models", b"models", "prefill_tokens_per_second", b"prefill_tokens_per_second", "requests_per_second", b"requests_per_second", "running_count", b"running_count", "slot_count", b"slot_count", "tokens_per_second", b"tokens_per_second", "utilization", b"utilization", "waiting_count", b"waiting_count", "waiting_token_count", b"waiting_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,16 +478,23 @@ Global___GetLoadResponse: _TypeAlias = GetLoadResponse  # noqa: Y015
 
 @_typing.final
 class WatchLoadRequest(_message.Message):
-    """Nothing to ask."""
+    """How often."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Time between two readings, 0.1 to 60 seconds; unset is one second."""
+
     def __init__(
         self,
+        *,
+        interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,7 +76,8 @@ class ServerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchLoad(self, request, context):
-        """The same, now and whenever it changes.
+        """The same, now and at every interval, until the server stops: then it
+        ends with UNAVAILABLE, reason DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class ServerServiceStub:
     GetLoad: _grpc.UnaryUnaryMultiCallable[_server_service_pb2.GetLoadRequest, _server_service_pb2.GetLoadResponse]
     """What is running and waiting right now, over all models."""
     WatchLoad: _grpc.UnaryStreamMultiCallable[_server_service_pb2.WatchLoadRequest, _server_service_pb2.WatchLoadResponse]
-    """The same, now and whenever it changes."""
+    """The same, now and at every interval, until the server stops: then it
+    ends with UNAVAILABLE, reason DRAINING.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_server_service_pb2.DrainRequest, _server_service_pb2.DrainResponse]
     """Stops taking new work; running streams finish. Health goes to NOT_SERVING."""
 
@@ -52,7 +54,9 @@ class ServerServiceAsyncStub(ServerServiceStub):
     GetLoad: _aio.UnaryUnaryMultiCallable[_server_service_pb2.GetLoadRequest, _server_service_pb2.GetLoadResponse]  # type: ignore[assignment]
     """What is running and waiting right now, over all models."""
     WatchLoad: _aio.UnaryStreamMultiCallable[_server_service_pb2.WatchLoadRequest, _server_service_pb2.WatchLoadResponse]  # type: ignore[assignment]
-    """The same, now and whenever it changes."""
+    """The same, now and at every interval, until the server stops: then it
+    ends with UNAVAILABLE, reason DRAINING.
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_server_service_pb2.DrainRequest, _server_service_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops taking new work; running streams finish. Health goes to NOT_SERVING."""
 
@@ -81,7 +85,9 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_service_pb2.WatchLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_server_service_pb2.WatchLoadResponse], _abc.AsyncIterator[_server_service_pb2.WatchLoadResponse]]:
-        """The same, now and whenever it changes."""
+        """The same, now and at every interval, until the server stops: then it
+        ends with UNAVAILABLE, reason DRAINING.
+        """
 
     @_abc_1.abstractmethod
     def Drain(

@@ -111,11 +111,6 @@ class FakeServer(
         context.abort_with_status(rpc_status.to_status(refusal.status))
         raise AssertionError("abort raises")
 
-    def _unimplemented(self, request: Message, context: grpc.ServicerContext) -> NoReturn:
-        self._take(request, context)
-        words = f"{request.DESCRIPTOR.name.removesuffix('Request')} is not supported yet"
-        self._refuse(Refusal(grpc.StatusCode.UNIMPLEMENTED, words, "FEATURE_UNSUPPORTED"), context)
-
     def Generate(
         self, request: inference.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[inference.GenerateResponse]:
@@ -275,11 +270,18 @@ class FakeServer(
         self._take(request, context)
         return self.estimate
 
-    def GetLoad(self, request: server.GetLoadRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def GetLoad(
+        self, request: server.GetLoadRequest, context: grpc.ServicerContext
+    ) -> server.GetLoadResponse:
+        self._take(request, context)
+        return server.GetLoadResponse(load=server.ServerLoad(running_count=2))
 
-    def WatchLoad(self, request: server.WatchLoadRequest, context: grpc.ServicerContext) -> NoReturn:
-        self._unimplemented(request, context)
+    def WatchLoad(
+        self, request: server.WatchLoadRequest, context: grpc.ServicerContext
+    ) -> Iterator[server.WatchLoadResponse]:
+        self._take(request, context)
+        for count in range(2):
+            yield server.WatchLoadResponse(load=server.ServerLoad(running_count=count))
 
     def Drain(self, request: server.DrainRequest, context: grpc.ServicerContext) -> server.DrainResponse:
         self._take(request, context)

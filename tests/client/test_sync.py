@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from bear_grpc.client import CallCancelled, Client
-from bear_grpc.errors import FeatureUnsupported
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import model_service_pb2 as models
+from bear_grpc.v1 import server_service_pb2 as server_pb
 from tests.client.fake_server import WAIT_S, FakeServer
 
 
@@ -142,11 +142,12 @@ def test_server_info_and_health(client: Client) -> None:
     assert client.health("models/plain").status == HealthCheckResponse.NOT_SERVING
 
 
-def test_a_call_not_built_yet_says_so(client: Client) -> None:
-    with pytest.raises(FeatureUnsupported):
-        client.get_load()
-    with pytest.raises(FeatureUnsupported):
-        list(client.watch_load())
+def test_load_once_and_at_intervals(server: FakeServer, client: Client) -> None:
+    assert client.get_load().load.running_count == 2
+    assert [answer.load.running_count for answer in client.watch_load(0.25)] == [0, 1]
+    assert server.last(server_pb.WatchLoadRequest).interval.ToMilliseconds() == 250
+    assert list(client.watch_load())
+    assert not server.last(server_pb.WatchLoadRequest).HasField("interval")
 
 
 def test_a_unix_socket_is_a_target(unix_server: FakeServer) -> None:

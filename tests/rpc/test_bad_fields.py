@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from google.protobuf import text_format
@@ -361,10 +361,9 @@ async def test_defaults_may_be_named(api: Api, tiny: str, text: str) -> None:
     assert answer.usage.completion_token_count == 1
 
 
-async def test_calls_that_are_not_built_yet_are_refused(api: Api) -> None:
-    calls: list[Any] = [
-        api.server.GetLoad(server_pb.GetLoadRequest()),
-        api.server.WatchLoad(server_pb.WatchLoadRequest()).read(),
-    ]
-    for call in calls:
-        await fails(call, Code.UNIMPLEMENTED, "FEATURE_UNSUPPORTED")
+@pytest.mark.parametrize("nanos", [-1, 0, 99_999_999, 60_000_000_001])
+async def test_interval_of_load_readings_has_bounds(api: Api, nanos: int) -> None:
+    request = server_pb.WatchLoadRequest()
+    request.interval.FromNanoseconds(nanos)
+    details = await fails(api.server.WatchLoad(request).read(), Code.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert details.fields == ["interval"]

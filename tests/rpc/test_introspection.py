@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from bear_grpc import __version__
 from bear_grpc.config import ServerConfig
 from bear_grpc.executor.spawner import Spawner
+from bear_grpc.rpc.orca_messages import SERVICE as ORCA
 from bear_grpc.server import SERVICES, Server
 from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import server_service_pb2 as server_pb
@@ -111,15 +112,18 @@ def _services_of(target: str) -> list[str]:
 
 
 async def test_reflection_v1alpha_lists_and_describes_the_services(api: Api) -> None:
-    assert sorted(await asyncio.to_thread(_services_of, api.target)) == sorted([*SERVICES, HEALTH, ALPHA])
+    services = [*SERVICES, HEALTH, ORCA, ALPHA]
+    assert sorted(await asyncio.to_thread(_services_of, api.target)) == sorted(services)
 
-    def describe() -> list[str]:
+    def describe() -> dict[str, list[str]]:
         with grpc.insecure_channel(api.target) as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
-            file = database.FindFileContainingSymbol("bear_grpc.v1.InferenceService")
-            return [method.name for method in file.service[0].method]
+            files = {name: database.FindFileContainingSymbol(name) for name in services}
+            return {name: [method.name for method in file.service[0].method] for name, file in files.items()}
 
-    assert "Generate" in await asyncio.to_thread(describe)
+    methods = await asyncio.to_thread(describe)
+    assert "Generate" in methods["bear_grpc.v1.InferenceService"]
+    assert methods[ORCA] == ["StreamCoreMetrics"]
 
 
 async def reflect_v1(api: Api) -> Any:

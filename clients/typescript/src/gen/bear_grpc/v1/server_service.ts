@@ -20,6 +20,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { Duration } from "../../google/protobuf/duration.js";
 import { MemoryLedger } from "./types.js";
 
 /** A processor that llama.cpp can compute on. May grow. */
@@ -139,7 +140,42 @@ export interface GetServerInfoResponse {
   memory?: MemoryLedger | undefined;
 }
 
-/** What is going on. */
+/** What one loaded model is doing. */
+export interface ModelLoad {
+  /** The model. */
+  name: string;
+  /** Sequences that hold a slot. */
+  runningCount: number;
+  /** Sequences that wait for one. */
+  waitingCount: number;
+  /** Tokens of those that wait and have been tokenized. */
+  waitingTokenCount: number;
+  /** Slots: most sequences that run at a time. */
+  slotCount: number;
+  /** Tokens in the KV cache. */
+  kvCacheUsedTokenCount: number;
+  /** Of these, tokens that no running sequence needs: room for others. */
+  kvCacheIdleTokenCount: number;
+  /** Tokens that the KV cache can hold. */
+  kvCacheTokenCount: number;
+  /** Prompt tokens computed per second, over the last five seconds. */
+  prefillTokensPerSecond: number;
+  /** Tokens produced per second, over the last five seconds. */
+  decodeTokensPerSecond: number;
+  /**
+   * Memory of its process in bytes, as it was seconds ago at most; 0 where
+   * the system does not tell.
+   */
+  memoryBytes: number;
+  /**
+   * How much is asked of it: running and waiting sequences for each slot, or
+   * the part of the KV cache that running ones need if that is more. 0 is
+   * idle, 1 is full, above 1 requests wait.
+   */
+  utilization: number;
+}
+
+/** What is going on. Counts, rates and memory are sums over the loaded models. */
 export interface ServerLoad {
   /** Sequences that hold a slot, over all models. */
   runningCount: number;
@@ -149,8 +185,27 @@ export interface ServerLoad {
   kvCacheUsedTokenCount: number;
   /** Tokens that the KV caches can hold. */
   kvCacheTokenCount: number;
-  /** Tokens produced per second, over the last seconds. */
+  /** Tokens produced per second, over the last five seconds. */
   tokensPerSecond: number;
+  /** Tokens of requests that wait and have been tokenized. */
+  waitingTokenCount: number;
+  /** Slots: most sequences that run at a time. */
+  slotCount: number;
+  /** Of the tokens in KV caches, those that no running sequence needs. */
+  kvCacheIdleTokenCount: number;
+  /** Prompt tokens computed per second, over the last five seconds. */
+  prefillTokensPerSecond: number;
+  /**
+   * Generations that ended per second, over the last 30 seconds; those that
+   * were refused for a fault of the caller's are left out.
+   */
+  requestsPerSecond: number;
+  /** Memory of the models' processes in bytes. */
+  memoryBytes: number;
+  /** The highest of its models', 0 with none loaded. */
+  utilization: number;
+  /** The loaded models, by name; only those that the caller may know of. */
+  models: ModelLoad[];
 }
 
 /** Nothing to ask. */
@@ -163,8 +218,10 @@ export interface GetLoadResponse {
   load?: ServerLoad | undefined;
 }
 
-/** Nothing to ask. */
+/** How often. */
 export interface WatchLoadRequest {
+  /** Time between two readings, 0.1 to 60 seconds; unset is one second. */
+  interval?: Duration | undefined;
 }
 
 /** One reading. */
@@ -759,8 +816,222 @@ export const GetServerInfoResponse: MessageFns<GetServerInfoResponse> = {
   },
 };
 
+function createBaseModelLoad(): ModelLoad {
+  return {
+    name: "",
+    runningCount: 0,
+    waitingCount: 0,
+    waitingTokenCount: 0,
+    slotCount: 0,
+    kvCacheUsedTokenCount: 0,
+    kvCacheIdleTokenCount: 0,
+    kvCacheTokenCount: 0,
+    prefillTokensPerSecond: 0,
+    decodeTokensPerSecond: 0,
+    memoryBytes: 0,
+    utilization: 0,
+  };
+}
+
+export const ModelLoad: MessageFns<ModelLoad> = {
+  encode(message: ModelLoad, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.runningCount !== 0) {
+      writer.uint32(16).int32(message.runningCount);
+    }
+    if (message.waitingCount !== 0) {
+      writer.uint32(24).int32(message.waitingCount);
+    }
+    if (message.waitingTokenCount !== 0) {
+      writer.uint32(32).int64(message.waitingTokenCount);
+    }
+    if (message.slotCount !== 0) {
+      writer.uint32(40).int32(message.slotCount);
+    }
+    if (message.kvCacheUsedTokenCount !== 0) {
+      writer.uint32(48).int64(message.kvCacheUsedTokenCount);
+    }
+    if (message.kvCacheIdleTokenCount !== 0) {
+      writer.uint32(56).int64(message.kvCacheIdleTokenCount);
+    }
+    if (message.kvCacheTokenCount !== 0) {
+      writer.uint32(64).int64(message.kvCacheTokenCount);
+    }
+    if (message.prefillTokensPerSecond !== 0) {
+      writer.uint32(73).double(message.prefillTokensPerSecond);
+    }
+    if (message.decodeTokensPerSecond !== 0) {
+      writer.uint32(81).double(message.decodeTokensPerSecond);
+    }
+    if (message.memoryBytes !== 0) {
+      writer.uint32(88).int64(message.memoryBytes);
+    }
+    if (message.utilization !== 0) {
+      writer.uint32(97).double(message.utilization);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ModelLoad {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseModelLoad();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.runningCount = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.waitingCount = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.waitingTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.slotCount = reader.int32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.kvCacheUsedTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.kvCacheIdleTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.kvCacheTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 9: {
+            if (tag !== 73) {
+              break;
+            }
+
+            message.prefillTokensPerSecond = reader.double();
+            continue;
+          }
+          case 10: {
+            if (tag !== 81) {
+              break;
+            }
+
+            message.decodeTokensPerSecond = reader.double();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.memoryBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 12: {
+            if (tag !== 97) {
+              break;
+            }
+
+            message.utilization = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ModelLoad>): ModelLoad {
+    return ModelLoad.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ModelLoad>): ModelLoad {
+    const message = createBaseModelLoad();
+    message.name = object.name ?? "";
+    message.runningCount = object.runningCount ?? 0;
+    message.waitingCount = object.waitingCount ?? 0;
+    message.waitingTokenCount = object.waitingTokenCount ?? 0;
+    message.slotCount = object.slotCount ?? 0;
+    message.kvCacheUsedTokenCount = object.kvCacheUsedTokenCount ?? 0;
+    message.kvCacheIdleTokenCount = object.kvCacheIdleTokenCount ?? 0;
+    message.kvCacheTokenCount = object.kvCacheTokenCount ?? 0;
+    message.prefillTokensPerSecond = object.prefillTokensPerSecond ?? 0;
+    message.decodeTokensPerSecond = object.decodeTokensPerSecond ?? 0;
+    message.memoryBytes = object.memoryBytes ?? 0;
+    message.utilization = object.utilization ?? 0;
+    return message;
+  },
+};
+
 function createBaseServerLoad(): ServerLoad {
-  return { runningCount: 0, waitingCount: 0, kvCacheUsedTokenCount: 0, kvCacheTokenCount: 0, tokensPerSecond: 0 };
+  return {
+    runningCount: 0,
+    waitingCount: 0,
+    kvCacheUsedTokenCount: 0,
+    kvCacheTokenCount: 0,
+    tokensPerSecond: 0,
+    waitingTokenCount: 0,
+    slotCount: 0,
+    kvCacheIdleTokenCount: 0,
+    prefillTokensPerSecond: 0,
+    requestsPerSecond: 0,
+    memoryBytes: 0,
+    utilization: 0,
+    models: [],
+  };
 }
 
 export const ServerLoad: MessageFns<ServerLoad> = {
@@ -779,6 +1050,30 @@ export const ServerLoad: MessageFns<ServerLoad> = {
     }
     if (message.tokensPerSecond !== 0) {
       writer.uint32(41).double(message.tokensPerSecond);
+    }
+    if (message.waitingTokenCount !== 0) {
+      writer.uint32(48).int64(message.waitingTokenCount);
+    }
+    if (message.slotCount !== 0) {
+      writer.uint32(56).int32(message.slotCount);
+    }
+    if (message.kvCacheIdleTokenCount !== 0) {
+      writer.uint32(64).int64(message.kvCacheIdleTokenCount);
+    }
+    if (message.prefillTokensPerSecond !== 0) {
+      writer.uint32(73).double(message.prefillTokensPerSecond);
+    }
+    if (message.requestsPerSecond !== 0) {
+      writer.uint32(81).double(message.requestsPerSecond);
+    }
+    if (message.memoryBytes !== 0) {
+      writer.uint32(88).int64(message.memoryBytes);
+    }
+    if (message.utilization !== 0) {
+      writer.uint32(97).double(message.utilization);
+    }
+    for (const v of message.models) {
+      ModelLoad.encode(v!, writer.uint32(106).fork()).join();
     }
     return writer;
   },
@@ -836,6 +1131,70 @@ export const ServerLoad: MessageFns<ServerLoad> = {
             message.tokensPerSecond = reader.double();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.waitingTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.slotCount = reader.int32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.kvCacheIdleTokenCount = longToNumber(reader.int64());
+            continue;
+          }
+          case 9: {
+            if (tag !== 73) {
+              break;
+            }
+
+            message.prefillTokensPerSecond = reader.double();
+            continue;
+          }
+          case 10: {
+            if (tag !== 81) {
+              break;
+            }
+
+            message.requestsPerSecond = reader.double();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.memoryBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 12: {
+            if (tag !== 97) {
+              break;
+            }
+
+            message.utilization = reader.double();
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.models.push(ModelLoad.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -858,6 +1217,14 @@ export const ServerLoad: MessageFns<ServerLoad> = {
     message.kvCacheUsedTokenCount = object.kvCacheUsedTokenCount ?? 0;
     message.kvCacheTokenCount = object.kvCacheTokenCount ?? 0;
     message.tokensPerSecond = object.tokensPerSecond ?? 0;
+    message.waitingTokenCount = object.waitingTokenCount ?? 0;
+    message.slotCount = object.slotCount ?? 0;
+    message.kvCacheIdleTokenCount = object.kvCacheIdleTokenCount ?? 0;
+    message.prefillTokensPerSecond = object.prefillTokensPerSecond ?? 0;
+    message.requestsPerSecond = object.requestsPerSecond ?? 0;
+    message.memoryBytes = object.memoryBytes ?? 0;
+    message.utilization = object.utilization ?? 0;
+    message.models = object.models?.map((e) => ModelLoad.fromPartial(e)) || [];
     return message;
   },
 };
@@ -963,11 +1330,14 @@ export const GetLoadResponse: MessageFns<GetLoadResponse> = {
 };
 
 function createBaseWatchLoadRequest(): WatchLoadRequest {
-  return {};
+  return { interval: undefined };
 }
 
 export const WatchLoadRequest: MessageFns<WatchLoadRequest> = {
-  encode(_: WatchLoadRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: WatchLoadRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.interval !== undefined) {
+      Duration.encode(message.interval, writer.uint32(10).fork()).join();
+    }
     return writer;
   },
 
@@ -984,6 +1354,14 @@ export const WatchLoadRequest: MessageFns<WatchLoadRequest> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.interval = Duration.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -999,8 +1377,11 @@ export const WatchLoadRequest: MessageFns<WatchLoadRequest> = {
   create(base?: DeepPartial<WatchLoadRequest>): WatchLoadRequest {
     return WatchLoadRequest.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<WatchLoadRequest>): WatchLoadRequest {
+  fromPartial(object: DeepPartial<WatchLoadRequest>): WatchLoadRequest {
     const message = createBaseWatchLoadRequest();
+    message.interval = (object.interval !== undefined && object.interval !== null)
+      ? Duration.fromPartial(object.interval)
+      : undefined;
     return message;
   },
 };
@@ -1184,7 +1565,10 @@ export const ServerServiceService = {
     responseSerialize: (value: GetLoadResponse): Buffer => Buffer.from(GetLoadResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetLoadResponse => GetLoadResponse.decode(value),
   },
-  /** The same, now and whenever it changes. */
+  /**
+   * The same, now and at every interval, until the server stops: then it
+   * ends with UNAVAILABLE, reason DRAINING.
+   */
   watchLoad: {
     path: "/bear_grpc.v1.ServerService/WatchLoad" as const,
     requestStream: false as const,
@@ -1211,7 +1595,10 @@ export interface ServerServiceServer extends UntypedServiceImplementation {
   getServerInfo: handleUnaryCall<GetServerInfoRequest, GetServerInfoResponse>;
   /** What is running and waiting right now, over all models. */
   getLoad: handleUnaryCall<GetLoadRequest, GetLoadResponse>;
-  /** The same, now and whenever it changes. */
+  /**
+   * The same, now and at every interval, until the server stops: then it
+   * ends with UNAVAILABLE, reason DRAINING.
+   */
   watchLoad: handleServerStreamingCall<WatchLoadRequest, WatchLoadResponse>;
   /** Stops taking new work; running streams finish. Health goes to NOT_SERVING. */
   drain: handleUnaryCall<DrainRequest, DrainResponse>;
@@ -1250,7 +1637,10 @@ export interface ServerServiceClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetLoadResponse) => void,
   ): ClientUnaryCall;
-  /** The same, now and whenever it changes. */
+  /**
+   * The same, now and at every interval, until the server stops: then it
+   * ends with UNAVAILABLE, reason DRAINING.
+   */
   watchLoad(request: WatchLoadRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchLoadResponse>;
   watchLoad(
     request: WatchLoadRequest,
