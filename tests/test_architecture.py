@@ -107,7 +107,7 @@ FORBIDDEN = {
 NAMES_STATUS_CODE = {"rpc/status.py"}
 # Who may touch the environment, and why.
 USES_ENVIRONMENT = {
-    "config.py": "it is the only reader of settings",
+    "config/sources.py": "it is the only reader of settings",
     "executor/spawner.py": "hands the server's environment on to workers, with its own values over it",
     "cli/session.py": "sets gRPC's log level, which is read when grpc is imported",
     "cli/serve.py": "the same",
