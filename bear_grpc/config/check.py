@@ -53,6 +53,8 @@ def convert(
         except msgspec.ValidationError as exc:
             path = _PATH.search(str(exc))
             problem = _PATH.sub("", str(exc))
+            if is_text:
+                problem = problem.replace("got `str`", f"got {value!r}")
             name += path[1] if path else ""
             return wrong(problem[:1].lower() + problem[1:])
     elif shape.in_list:

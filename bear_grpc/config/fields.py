@@ -114,7 +114,7 @@ def _settings(struct: type[msgspec.Struct], prefix: str) -> Iterator[Setting]:
         yield Setting(
             name,
             field.type,
-            None if field.required else default_of(field),
+            msgspec.NODEFAULT if field.required else default_of(field),
             next((meta.description for meta in metas if meta.description), ""),
             bool(extra.get("reloads")),
             bool(extra.get("secret")),
@@ -139,9 +139,7 @@ def _type_name(kind: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_type_name(arg) for arg in args if arg is not types.NoneType)
     if origin in (list, tuple):
-        return {"integer": "integers", "number": "numbers", "text": "texts", "path": "paths"}.get(
-            _type_name(args[0]), f"list of {_type_name(args[0])}"
-        )
+        return f"list of {_type_name(args[0])}"
     if origin is dict:
         return f"table of {_type_name(args[1])}"
     raise TypeError(f"a setting cannot be {kind}")

@@ -113,7 +113,9 @@ class _Merge:
         lines = lines_of(text)
 
         def where(name: str) -> str:
-            """The line of a key, or of the table or the list that it is in."""
+            """The line of a key, or of the first table in it, or of the table or the list that it is in."""
+            inner = next((key for key in lines if key.startswith((f"{name}.", f"{name}["))), name)
+            name = name if name in lines else inner
             while name and name not in lines:
                 name = name[: max(name.rfind("."), name.rfind("["), 0)]
             return f"{file}:{lines[name]}" if name else str(file)
