@@ -100,6 +100,25 @@ def all_settings() -> dict[str, Setting]:
     return {setting.name: setting for setting in _settings(ServerConfig, "")}
 
 
+@functools.cache
+def reloading() -> frozenset[str]:
+    """What a running server may take over, by dotted name; many tables of a kind are one."""
+    return frozenset(_reloading(ServerConfig, ""))
+
+
+def _reloading(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+    for field in msgspec.structs.fields(struct):
+        shape, name = shape_of(field.type), prefix + field.name
+        if any((meta.extra or {}).get("reloads") for meta in _metas(field.type)):
+            yield name
+        elif shape.struct is not None and not shape.is_tables:
+            yield from _reloading(shape.struct, f"{name}.")
+
+
+def _metas(kind: Any) -> tuple[msgspec.Meta, ...]:
+    return typing.get_args(kind)[1:] if typing.get_origin(kind) is Annotated else ()
+
+
 def _settings(struct: type[msgspec.Struct], prefix: str) -> Iterator[Setting]:
     for field in msgspec.structs.fields(struct):
         shape, name = shape_of(field.type), prefix + field.name
@@ -107,7 +126,7 @@ def _settings(struct: type[msgspec.Struct], prefix: str) -> Iterator[Setting]:
             name += f".{NAME}" if shape.by_name else PLACE if shape.in_list else ""
             yield from _settings(shape.struct, f"{name}.")
             continue
-        metas = typing.get_args(field.type)[1:] if typing.get_origin(field.type) is Annotated else ()
+        metas = _metas(field.type)
         extra: dict[str, Any] = {}
         for meta in metas:
             extra.update(meta.extra or {})

@@ -86,6 +86,7 @@ class ModelExecutor:
         self.stats = EngineStats()
         self.deaths = 0  # unasked, since a request has finished last
         self._limits = limits
+        self.max_waiting = limits.max_waiting  # requests; may change while it runs
         self._on_progress = on_progress
         self._on_costs = on_costs
         self._on_crash = on_crash
@@ -203,8 +204,8 @@ class ModelExecutor:
         self._check_open()
         waiting = len(self._generations) - self.stats.running
         # An empty queue takes any request, however many answers it asks for.
-        if waiting > 0 and waiting + n > self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
+        if waiting > 0 and waiting + n > self.max_waiting:
+            raise QueueFull(self.name, self.max_waiting)
         received = time.monotonic() if received_s is None else received_s
         generation = Generation(self._take_ids(n), received, self._send)
         submit = Submit(
@@ -240,8 +241,8 @@ class ModelExecutor:
     ) -> TextResult:
         """The text thread's answer: tokens of `source`, or text of `token_ids`."""
         self._check_open()
-        if len(self._texts) >= self._limits.max_waiting:
-            raise QueueFull(self.name, self._limits.max_waiting)
+        if len(self._texts) >= self.max_waiting:
+            raise QueueFull(self.name, self.max_waiting)
         (id,) = self._take_ids(1)
         job = TextJob(id, source, token_ids, include_pieces, include_special)
         future = self._texts.add(job)
