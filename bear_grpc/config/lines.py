@@ -22,7 +22,7 @@ def lines_of(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     counts: dict[str, int] = {}
     table, open_brackets, delimiter = "", 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         value = line
         if not delimiter and not open_brackets:
             if header := _HEADER.fullmatch(line):
