@@ -14,10 +14,11 @@ from bear_grpc.config.fields import reloading
 from bear_grpc.executor.spawner import Spawner
 from bear_grpc.input_limits import InputLimits
 from bear_grpc.server import Server
+from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import server_service_pb2 as server_pb
 from bear_grpc.v1 import types_pb2 as pb
-from tests.helpers.rpc import Api, Code, fails, read_until, serving, stream_fails
+from tests.helpers.rpc import Api, Code, fails, read_until, serving
 
 ONE = pb.LoadOptions(threads=1, max_sequences=1)
 MODEL = """
@@ -81,18 +82,15 @@ async def test_the_longest_call_and_the_queue_of_a_loaded_model_change(
     await api.register("steady", steady_file, load_options=ONE)
     first = api.generate("steady", max_tokens=1900, ignore_eos=True)
     await read_until(first, "delta")
-    waiting = api.generate("steady", max_tokens=1)
-    await waiting.wait_for_connection()
+    waiting = api.generate("steady", max_tokens=1, queue_progress=True)
+    assert (await waiting.read()).HasField("queued")
     await change(server, max_waiting_requests=1, max_request_s=0.2)
-    _, refused = await stream_fails(
-        api.generate("steady", n=2, max_tokens=1), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL"
-    )
-    assert refused.metadata["limit"] == "1"
+    await fails(api.once("steady", max_tokens=1), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     waiting.cancel()
     first.cancel()
     await api.idle("steady")
     answer = await api.once("steady", max_tokens=1900, ignore_eos=True)
-    assert pb.FinishReason.Name(answer.choices[0].finish_reason) == "FINISH_REASON_DEADLINE"
+    assert answer.choices[0].finish_reason == inference_pb.FINISH_REASON_DEADLINE
 
 
 async def test_the_time_of_idle_models_changes_but_not_one_that_was_asked_for(
