@@ -49,7 +49,8 @@ def find_file(given: Path | None = None, environ: Mapping[str, str] | None = Non
         named = environ[FILE_VARIABLE]
         return Path(named).expanduser() if named else None
     own = platformdirs.user_config_path("bear-grpc") / "bear.toml"
-    return own if own.exists() else None
+    # A service often has no home that it may look into.
+    return own if os.access(own, os.F_OK) else None
 
 
 def load_config(

@@ -81,7 +81,7 @@ class PullManager:
         self._auto_pull = auto_pull
 
     def set_rate(self, bytes_per_s: float) -> None:
-        """Of all downloads together, those under way included; 0 without a limit."""
+        """Of all downloads together, from the next chunk of each on; 0 without a limit."""
         self._limiter.set_rate(bytes_per_s)
 
     def set_hub(self, hub: Callable[[], Hub]) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from bear_grpc.v1 import server_service_pb2 as server_pb
+from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.processes import BEAR, RunningServer
 from tests.helpers.rpc import WAIT_S, collect, eventually, kinds, read_until
 
@@ -39,8 +40,8 @@ async def test_a_hangup_takes_over_what_can_be_and_breaks_no_stream(
     async with RunningServer(tmp_path, "--config", str(file), environ={"BEAR_MAX_PULLS": "3"}) as server:
         await server.ready()
         assert await max_waiting(server) == 5
-        await server.api.register("steady", steady_file)
-        stream = server.api.generate("steady", max_tokens=400, ignore_eos=True)
+        await server.api.register("steady", steady_file, load_options=pb.LoadOptions(threads=1))
+        stream = server.api.generate("steady", max_tokens=200, ignore_eos=True)
         await read_until(stream, "delta")
         file.write_text(
             FILE.format(count=6, level='"DEBUG"', more="max_pulls = 9\nheartbeat_timeout_s = 20.0")

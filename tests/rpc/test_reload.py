@@ -18,6 +18,7 @@ from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import server_service_pb2 as server_pb
 from bear_grpc.v1 import types_pb2 as pb
+from tests.helpers.hub import StandInHub
 from tests.helpers.rpc import Api, Code, fails, read_until, serving
 
 ONE = pb.LoadOptions(threads=1, max_sequences=1)
@@ -135,6 +136,22 @@ async def test_a_catalog_is_read_again_and_watchers_see_it(pair: tuple[Server, A
     await change(server, catalog=None)
     assert "one" not in await names(api)
     assert "bear-demo" in await names(api)
+
+
+async def test_a_token_and_what_requests_may_download_change(
+    tmp_path: Path, spawner: Spawner, tiny_file: Path
+) -> None:
+    with StandInHub(token="hf_right") as hub:
+        hub.add("owner/repo", "tiny.Q4_K_M.gguf", tiny_file)
+        hub.fail("owner/repo", gated=True)
+        settings: dict[str, Any] = {"hub_endpoint": hub.url, "hub_token": "hf_wrong", "offline": False}
+        async with serving(tmp_path, spawner, auto_pull="any", **settings) as (server, api):
+            name = "owner/repo:Q4_K_M"
+            await fails(api.once(name, max_tokens=1), Code.PERMISSION_DENIED, "HUB_ACCESS_DENIED")
+            await change(server, hub_token="hf_right", auto_pull="never")
+            await fails(api.once(name, max_tokens=1), Code.NOT_FOUND, "MODEL_FILE_NOT_FOUND")
+            await change(server, auto_pull="any", pull_rate_limit_mb_s=1000.0)
+            assert (await api.once(name, max_tokens=1)).usage.completion_token_count == 1
 
 
 async def test_a_wrong_catalog_changes_nothing(
