@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .fields import all_settings, default_of, shape_of
+from .fields import extra_of, shape_of
 from .sources import DEFAULT, Settings
 
 MASK = "***"
@@ -33,7 +33,7 @@ class Effective(msgspec.Struct, frozen=True):
 
 def effective(settings: Settings) -> list[Effective]:
     """Every setting with its value; of tables that a user names, those that are set."""
-    return list(_walk(settings.config, "", (), "", settings.origins))
+    return list(_walk(settings.config, "", (), settings.origins))
 
 
 def to_toml(settings: Settings) -> str:
@@ -58,34 +58,37 @@ def to_json(settings: Settings) -> str:
 
 
 def _walk(
-    struct: msgspec.Struct, name: str, path: tuple[str, ...], general: str, origins: dict[str, str]
+    struct: msgspec.Struct,
+    name: str,
+    path: tuple[str, ...],
+    origins: dict[str, str],
+    *,
+    is_named: bool = False,
 ) -> Iterator[Effective]:
-    """`general` is the name as the reference has it: with NAME for a name that the user gives."""
-    later = []
+    """`is_named`: in a table that the user has named, where only what is set is of interest."""
+    tables = []
     for field in msgspec.structs.fields(struct):
         value, shape = getattr(struct, field.name), shape_of(field.type)
+        if shape.struct is not None:
+            tables.append((field.name, value, shape))
+            continue
         own = f"{name}{field.name}"
-        if shape.struct is None:
-            origin = origins.get(own, DEFAULT)
-            if "NAME" in general.split(".") and origin == DEFAULT and value == default_of(field):
-                continue
-            setting = all_settings()[f"{general}{field.name}"]
-            shown = MASK if setting.is_secret and value else as_toml(value)
-            yield Effective(own, shown, origin, (*path, field.name))
-        else:
-            later.append((field.name, value, shape))
-    for key, value, shape in later:  # tables come last in TOML
+        if value is None and is_named:
+            continue
+        shown = MASK if value and extra_of(field.type).get("secret") else as_toml(value)
+        yield Effective(own, shown, origins.get(own, DEFAULT), (*path, field.name))
+    for key, value, shape in tables:  # which come last in TOML
         own, inner = f"{name}{key}", (*path, key)
+        if value is None:
+            continue
         if shape.by_name:
             for part, item in value.items():
-                yield from _walk(item, f"{own}.{part}.", (*inner, part), f"{general}{key}.NAME.", origins)
+                yield from _walk(item, f"{own}.{part}.", (*inner, part), origins, is_named=True)
         elif shape.in_list:
             for place, item in enumerate(value):
-                yield from _walk(
-                    item, f"{own}[{place}].", (*inner, f"[{place}]"), f"{general}{key}[].", origins
-                )
-        elif value is not None:
-            yield from _walk(value, f"{own}.", inner, f"{general}{key}.", origins)
+                yield from _walk(item, f"{own}[{place}].", (*inner, f"[{place}]"), origins, is_named=True)
+        else:
+            yield from _walk(value, f"{own}.", inner, origins, is_named=is_named)
 
 
 def as_toml(value: Any) -> Any:
@@ -94,7 +97,9 @@ def as_toml(value: Any) -> Any:
         return value.value
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, list | tuple | frozenset):
+    if isinstance(value, set | frozenset):
+        return sorted(as_toml(item) for item in value)
+    if isinstance(value, list | tuple):
         return [as_toml(item) for item in value]
     if isinstance(value, dict):
         return {str(key): as_toml(item) for key, item in value.items()}

@@ -78,7 +78,7 @@ def shape_of(kind: Any) -> Shape:
         return next((shape for shape in shapes if shape.struct is not None or shape.is_list), Shape())
     if origin is dict:
         return Shape(shape_of(args[1]).struct, by_name=True)
-    if origin in (list, tuple):
+    if origin in (list, tuple, set, frozenset):
         struct = shape_of(args[0]).struct
         return Shape(struct, in_list=struct is not None, is_list=True)
     return Shape()
@@ -97,7 +97,7 @@ def fields_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
 @functools.cache
 def all_settings() -> dict[str, Setting]:
     """Every setting by its name, in the order of the types."""
-    return {setting.name: setting for setting in _settings(ServerConfig, "")}
+    return {setting.name: setting for setting in settings_of(ServerConfig)}
 
 
 @functools.cache
@@ -109,32 +109,35 @@ def reloading() -> frozenset[str]:
 def _reloading(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
     for field in msgspec.structs.fields(struct):
         shape, name = shape_of(field.type), prefix + field.name
-        if any((meta.extra or {}).get("reloads") for meta in _metas(field.type)):
+        if extra_of(field.type).get("reloads"):
             yield name
         elif shape.struct is not None and not shape.is_tables:
             yield from _reloading(shape.struct, f"{name}.")
+
+
+def extra_of(kind: Any) -> dict[str, Any]:
+    """What is annotated to a type besides its description."""
+    return {key: value for meta in _metas(kind) for key, value in (meta.extra or {}).items()}
 
 
 def _metas(kind: Any) -> tuple[msgspec.Meta, ...]:
     return typing.get_args(kind)[1:] if typing.get_origin(kind) is Annotated else ()
 
 
-def _settings(struct: type[msgspec.Struct], prefix: str) -> Iterator[Setting]:
+def settings_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a table and of those in it."""
     for field in msgspec.structs.fields(struct):
         shape, name = shape_of(field.type), prefix + field.name
         if shape.struct is not None:
             name += f".{NAME}" if shape.by_name else PLACE if shape.in_list else ""
-            yield from _settings(shape.struct, f"{name}.")
+            yield from settings_of(shape.struct, f"{name}.")
             continue
-        metas = _metas(field.type)
-        extra: dict[str, Any] = {}
-        for meta in metas:
-            extra.update(meta.extra or {})
+        extra = extra_of(field.type)
         yield Setting(
             name,
             field.type,
             msgspec.NODEFAULT if field.required else default_of(field),
-            next((meta.description for meta in metas if meta.description), ""),
+            next((meta.description for meta in _metas(field.type) if meta.description), ""),
             bool(extra.get("reloads")),
             bool(extra.get("secret")),
             str(extra.get("default", "")),
@@ -157,7 +160,7 @@ def _type_name(kind: Any) -> str:
         return ", ".join(f"`{value.value}`" for value in kind)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_type_name(arg) for arg in args if arg is not types.NoneType)
-    if origin in (list, tuple):
+    if origin in (list, tuple, set, frozenset):
         return f"list of {_type_name(args[0])}"
     if origin is dict:
         return f"table of {_type_name(args[1])}"

@@ -43,6 +43,15 @@ def lines_of(text: str) -> dict[str, int]:
     return found
 
 
+def nearest_line(lines: dict[str, int], name: str) -> int:
+    """The line of a key, or of the first table in it, or of the table or the list that it is in; else 0."""
+    if name not in lines:
+        name = next((key for key in lines if key.startswith((f"{name}.", f"{name}["))), name)
+    while name and name not in lines:
+        name = name[: max(name.rfind("."), name.rfind("["), 0)]
+    return lines.get(name, 0)
+
+
 def _outside(value: str, delimiter: str) -> tuple[str, str]:
     """What of a line is in no string of many lines, and the delimiter of the one that it leaves open."""
     kept = ""

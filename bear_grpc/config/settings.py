@@ -163,9 +163,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, ModelConfig] = {}
 
     def __repr__(self) -> str:
-        shown = msgspec.structs.asdict(self)
-        shown.update({name: "***" for name in _SECRETS if shown[name]})
-        return f"ServerConfig({shown})"
+        return _shown(self)
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -216,9 +214,13 @@ def is_local(address: str) -> bool:
         return host == "localhost"
 
 
-_SECRETS = [
-    field.name
-    for field in msgspec.structs.fields(ServerConfig)
-    for meta in getattr(field.type, "__metadata__", ())
-    if meta.extra and meta.extra["secret"]
-]
+def _shown(struct: msgspec.Struct) -> str:
+    """A table with its secrets masked."""
+    parts = []
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        metas = getattr(field.type, "__metadata__", ())
+        is_secret = any((meta.extra or {}).get("secret") for meta in metas)
+        shown = _shown(value) if isinstance(value, msgspec.Struct) else repr(value)
+        parts.append(f"{field.name}={repr('***') if value and is_secret else shown}")
+    return f"{type(struct).__name__}({', '.join(parts)})"

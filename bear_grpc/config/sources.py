@@ -13,7 +13,7 @@ import platformdirs
 
 from .check import convert, unknown
 from .fields import PREFIX, all_settings, shape_of
-from .lines import lines_of
+from .lines import lines_of, nearest_line
 from .settings import ConfigError, ServerConfig
 
 log = logging.getLogger(__name__)
@@ -114,12 +114,8 @@ class _Merge:
         lines = lines_of(text)
 
         def where(name: str) -> str:
-            """The line of a key, or of the first table in it, or of the table or the list that it is in."""
-            inner = next((key for key in lines if key.startswith((f"{name}.", f"{name}["))), name)
-            name = name if name in lines else inner
-            while name and name not in lines:
-                name = name[: max(name.rfind("."), name.rfind("["), 0)]
-            return f"{file}:{lines[name]}" if name else str(file)
+            line = nearest_line(lines, name)
+            return f"{file}:{line}" if line else str(file)
 
         checked = convert(values, ServerConfig, where, self.problems)
         self.values = checked.value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc.config import ConfigError, Settings, find_file, load_config, read_settings
-from bear_grpc.config.effective import to_json, to_toml
-from bear_grpc.config.fields import all_settings, reloading
-from bear_grpc.config.lines import lines_of
+from bear_grpc.config.check import convert
+from bear_grpc.config.effective import to_json, to_toml, toml_value
+from bear_grpc.config.fields import all_settings, reloading, settings_of
+from bear_grpc.config.lines import lines_of, nearest_line
+from bear_grpc.config.settings import about
 
 
 def write(folder: Path, text: str) -> Path:
@@ -278,8 +282,6 @@ VALUES = st.one_of(
     st.dictionaries(st.sampled_from("abcd"), st.dictionaries(st.sampled_from("efg"), VALUES)), st.booleans()
 )
 def test_lines_hold_for_whatever_is_written(tables: dict[str, dict[str, object]], spread: bool) -> None:
-    from bear_grpc.config.effective import toml_value
-
     lines, expected = [], {}
     for table, values in tables.items():
         lines.append(f"[{table}]")
@@ -294,3 +296,79 @@ def test_lines_hold_for_whatever_is_written(tables: dict[str, dict[str, object]]
     assert msgspec.toml.decode(text) == tables
     assert lines_of(text) == expected
     assert lines_of(text.replace("\n", "\r\n")) == expected
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    per_minute: Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, about("calls")] = None
+
+
+class Door(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    address: str
+    colours: frozenset[Colour] = frozenset()
+    names: tuple[str, ...] | None = None
+    quota: Quota = Quota()
+
+
+class House(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tables of every form that settings may have."""
+
+    doors: list[Door] = []
+    guests: dict[str, Door] = {}
+    key: Annotated[str, about("opens", secret=True)] = ""
+    cellar: Quota | None = None
+
+
+def house(text: str) -> tuple[list[str], House | None]:
+    """What is wrong, or the house."""
+    wrong: list[str] = []
+    lines = lines_of(text)
+    checked = convert(msgspec.toml.decode(text), House, lambda name: f"{nearest_line(lines, name)}", wrong)
+    return wrong, None if wrong else msgspec.convert(checked.value, House)
+
+
+def test_tables_of_every_form_are_settings() -> None:
+    found = {setting.name: setting for setting in settings_of(House)}
+    assert list(found) == [
+        *("doors[].address", "doors[].colours", "doors[].names", "doors[].quota.per_minute"),
+        *("guests.NAME.address", "guests.NAME.colours", "guests.NAME.names", "guests.NAME.quota.per_minute"),
+        *("key", "cellar.per_minute"),
+    ]
+    assert [name for name, setting in found.items() if setting.variable] == ["key", "cellar.per_minute"]
+    assert found["doors[].address"].default is msgspec.NODEFAULT
+    assert found["doors[].colours"].type_name == "list of `red`, `blue`"
+    assert found["doors[].names"].type_name == "list of text"
+
+
+def test_tables_of_every_form_are_checked() -> None:
+    text = (
+        '[[doors]]\naddress = "a"\ncolours = ["red"]\n[[doors]]\nnames = [1]\ncolor = ["red"]\n'
+        '[guests."x.y".quota]\nper_minute = 0\n[cellar]\nper_minut = 1\n'
+    )
+    wrong, _ = house(text)
+    assert [line.partition("; ")[0] for line in wrong] == [
+        "6: there is no setting 'doors[1].color'",
+        "5: doors[1].names[0]: expected `str`, got `int`",
+        "4: doors[1].address: is required",
+        "8: guests.x.y.quota.per_minute: expected `int` >= 1",
+        "7: guests.x.y.address: is required",
+        "10: there is no setting 'cellar.per_minut'",
+    ]
+    assert house("doors = 1")[0] == ["1: doors: expected tables, written as [[doors]]"]
+
+
+def test_tables_of_every_form_are_shown_as_they_can_be_read() -> None:
+    text = (
+        'key = "k"\n[[doors]]\naddress = "a"\ncolours = ["red", "blue"]\n'
+        '[[doors]]\naddress = "b"\nnames = []\n[doors.quota]\nper_minute = 3\n'
+        '[guests."x.*"]\naddress = "c"\n[cellar]\nper_minute = 2\n'
+    )
+    _, made = house(text)
+    assert made is not None
+    shown = to_toml(Settings(made, {}))  # type: ignore[arg-type]
+    assert '"***"' in shown
+    assert house(shown) == ([], msgspec.structs.replace(made, key="***"))
