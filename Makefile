@@ -8,7 +8,7 @@ TYPESCRIPT := clients/typescript
 
 export ACCEL
 .DEFAULT_GOAL := help
-.PHONY: help install freeze demo serve proto proto-check proto-image format lint check \
+.PHONY: help install freeze demo serve proto proto-check proto-image reference format lint check \
         test test-python test-typescript test-slow bench chaos wheel demo-model clean
 
 help:  ## show this list
@@ -31,6 +31,9 @@ proto: install  ## regenerate bear_grpc/v1 from protos/
 proto-check: install  ## compare bear_grpc/v1 and the committed baseline with protos/
 	@$(PY) -m tools.protos --check
 	@$(PY) -m tools.protos --breaking
+
+reference: install  ## write docs/configuration.md from the types of the settings
+	@$(PY) -m tools.configuration
 
 proto-image: install  ## make today's API the baseline of the breaking check (at a release)
 	@$(PY) -m tools.protos --image

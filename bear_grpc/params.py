@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -252,16 +252,30 @@ class Priority(enum.IntEnum):
     LOW = 2
 
 
+def _about(description: str) -> msgspec.Meta:
+    """For the reference of the settings."""
+    return msgspec.Meta(description=description)
+
+
 class GenerationDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model's own values for what requests leave unset; None keeps the server's."""
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    repetition_window: int | None = None
-    max_tokens: int | None = None
+    temperature: Annotated[float | None, _about("divides the logits; 0: the most likely token, always")] = (
+        None
+    )
+    top_k: Annotated[int | None, _about("keeps so many of the most likely tokens; 0: all")] = None
+    top_p: Annotated[
+        float | None, _about("keeps the most likely tokens of so much probability together; 1: all")
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _about("keeps tokens with at least this part of the likeliest one's probability; 0: all"),
+    ] = None
+    repetition_penalty: Annotated[float | None, _about("divides the logits of tokens seen; 1: off")] = None
+    repetition_window: Annotated[
+        int | None, _about("how many of the last tokens count as seen; 0: off, -1: the whole context")
+    ] = None
+    max_tokens: Annotated[int | None, _about("most tokens of an answer")] = None
 
     def violations(self, prefix: str = "defaults") -> list[FieldViolation]:
         """All fields that are out of their limits, as the contract states them."""

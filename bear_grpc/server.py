@@ -9,12 +9,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
 
 from . import __version__
-from .config import ConfigError, ServerConfig, available_cores
+from .config import EXIT_CONFIG, ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.limits import ExecutorLimits
 from .executor.spawner import Spawner
@@ -25,6 +27,7 @@ from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
+from .reload import Reloads
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h
 EXIT_START = 1
 NICE_OF_SERVER = 10
 # What is left when every generation has ended: last statuses on their way, idle reflection streams.
@@ -103,7 +105,7 @@ class Server:
             spawner=spawner,
             registry=Registry(config.models_dir / "registered"),
             costs=costs,
-            allowed_roots=[config.models_dir, *config.allow_path],
+            allowed_roots=_allowed_roots(config),
             configured=config.models,
             catalog=config.catalog,
         )
@@ -160,6 +162,33 @@ class Server:
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
         add_orca(OrcaServicer(self.load, rate, config.stall_timeout_s), self._server)
         self._add_introspection()
+        self.reloads = Reloads(config)
+        self.reloads.add("limits", "max_request_s", apply=inference.reload)
+        self.reloads.add("limits", "max_waiting_requests", apply=about.reload)
+        self._add_reloads()
+
+    def _add_reloads(self) -> None:
+        """What a running server takes over of changed settings; the types of the settings tell the same."""
+        add = self.reloads.add
+        add("stop_grace_s", "withdrawal_s", apply=self._reload)
+        add("log_level", apply=lambda config: logging.getLogger().setLevel(config.log_level))
+        add("allow_path", apply=lambda config: self.shelf.set_allowed_roots(_allowed_roots(config)))
+        add("auto_pull", apply=lambda config: self.pulls.set_auto_pull(config.auto_pull))
+        add(
+            "pull_rate_limit_mb_s",
+            apply=lambda config: self.pulls.set_rate(config.pull_rate_limit_mb_s * 1e6),
+        )
+        hub = ("hub_endpoint", "hub_token", "offline")
+        add(*hub, apply=lambda config: self.pulls.set_hub(functools.partial(_hub, config)))
+        add(
+            "max_waiting_requests",
+            apply=lambda config: self.manager.set_max_waiting(config.max_waiting_requests),
+        )
+        add("keep_alive_s", apply=lambda config: self.manager.set_keep_alive(config.keep_alive_s))
+        self.reloads.add_files("catalog", prepare=lambda config: self.shelf.prepare_catalog(config.catalog))
+
+    def _reload(self, config: ServerConfig) -> None:
+        self._config = config
 
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -246,6 +275,10 @@ class Server:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
 
 
+def _allowed_roots(config: ServerConfig) -> list[Path]:
+    return [config.models_dir, *config.allow_path]
+
+
 def _hub(config: ServerConfig) -> Hub:
     # A third of the server's memory and of its start, which many servers never need.
     from .store.hub import Hub
@@ -253,17 +286,30 @@ def _hub(config: ServerConfig) -> Hub:
     return Hub(endpoint=config.hub_endpoint, token=config.hub_token, offline=config.offline)
 
 
-def serve(config: ServerConfig) -> int:
-    """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once."""
+def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> int:
+    """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once.
+
+    At SIGHUP it takes over what `reread` gives. When the terminal that it was started from is closed,
+    SIGHUP ends it, as other programs.
+    """
     logging.basicConfig(
         level=config.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     spawner = Spawner(config.sandbox)
     _lower_priority()
     try:
-        return asyncio.run(_serve(config, spawner))
+        return asyncio.run(_serve(config, spawner, reread))
     finally:
         spawner.close()
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that could hang up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _lower_priority() -> None:
@@ -274,7 +320,7 @@ def _lower_priority() -> None:
             os.setpriority(os.PRIO_PROCESS, 0, NICE_OF_SERVER)
 
 
-async def _serve(config: ServerConfig, spawner: Spawner) -> int:
+async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], ServerConfig] | None) -> int:
     stopping = asyncio.Event()
 
     def on_signal() -> None:
@@ -288,6 +334,19 @@ async def _serve(config: ServerConfig, spawner: Spawner) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     server = Server(config, spawner)
+    reloading: set[asyncio.Task[None]] = set()
+    # Whoever starts it with nohup wants it to outlive its terminal.
+    may_hang_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    def on_hangup() -> None:
+        if may_hang_up and not _has_terminal():
+            on_signal()
+        elif reread is not None and not stopping.is_set():
+            task = asyncio.create_task(server.reloads.reload(reread))
+            reloading.add(task)
+            task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     starting = asyncio.create_task(server.start())
     signalled = asyncio.create_task(stopping.wait())
     try:
@@ -302,8 +361,8 @@ async def _serve(config: ServerConfig, spawner: Spawner) -> int:
         log.error("the server cannot start: %s [%s]", exc, exc.reason)
         return EXIT_START
     finally:
-        for task in (starting, signalled):
+        for task in (starting, signalled, *reloading):
             task.cancel()
-        await asyncio.wait({starting, signalled})
+        await asyncio.wait({starting, signalled, *reloading})
         await server.stop()
     return 0

@@ -7,6 +7,7 @@ process and no llama.cpp.
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
 
@@ -89,25 +90,32 @@ class FinishReason(enum.Enum):
     DEADLINE = "deadline"
 
 
+def _about(description: str) -> msgspec.Meta:
+    """For the reference of the settings."""
+    return msgspec.Meta(description=description)
+
+
 class LoadOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a model is loaded; None is "not asked for"."""
 
-    context_length: int | None = None
-    max_sequences: int | None = None
-    kv_cache_tokens: int | None = None
-    gpu_layers: int | None = None
-    threads: int | None = None
-    batch_tokens: int | None = None
-    micro_batch_tokens: int | None = None
-    kv_cache_type: KvCacheType | None = None
-    flash_attention: bool | None = None
-    mmap: bool | None = None
-    mlock: bool | None = None
-    repack: bool | None = None
-    kv_unified: bool | None = None
+    context_length: Annotated[
+        int | None, _about("most tokens of one sequence, prompt and completion together")
+    ] = None
+    max_sequences: Annotated[int | None, _about("most sequences that run at the same time")] = None
+    kv_cache_tokens: Annotated[int | None, _about("size of the KV cache over all sequences")] = None
+    gpu_layers: Annotated[int | None, _about("layers computed on a GPU; -1: all")] = None
+    threads: Annotated[int | None, _about("CPU threads of one step")] = None
+    batch_tokens: Annotated[int | None, _about("most tokens of one step")] = None
+    micro_batch_tokens: Annotated[int | None, _about("tokens of one pass of the kernels")] = None
+    kv_cache_type: Annotated[KvCacheType | None, _about("number format of the KV cache")] = None
+    flash_attention: Annotated[bool | None, _about("attention uses the fused kernels")] = None
+    mmap: Annotated[bool | None, _about("weights are mapped from the file, not read")] = None
+    mlock: Annotated[bool | None, _about("weights are locked in memory")] = None
+    repack: Annotated[bool | None, _about("weights are rearranged for this CPU")] = None
+    kv_unified: Annotated[bool | None, _about("all sequences share one KV pool")] = None
     # Of the model's life, not of its load: the server's own, a worker has no use for them.
-    keep_alive_s: float | None = None  # after the last use; negative: for ever
-    pinned: bool | None = None
+    keep_alive_s: Annotated[float | None, _about("after the last use; negative: for ever")] = None
+    pinned: Annotated[bool | None, _about("it stays when memory is needed for another model")] = None
 
     def over(self, base: LoadOptions) -> LoadOptions:
         """These options, with `base`'s values where nothing is asked for."""

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "input_limits": set(),
     "params": {"errors", "input_limits"},
     "config": {"types", "input_limits", "params", "errors"},
+    "reload": {"config"},
     "host": set(),
     "suspects": set(),
     "outflow": set(),
@@ -83,6 +84,7 @@ MAY_IMPORT = {
         "params",
         "errors",
         "config",
+        "reload",
         "executor",
         "models",
         "store",
@@ -124,7 +126,7 @@ FORBIDDEN = {
 NAMES_STATUS_CODE = {"rpc/status.py", "telemetry/spans.py"}
 # Who may touch the environment, and why.
 USES_ENVIRONMENT = {
-    "config.py": "it is the only reader of settings",
+    "config/sources.py": "it is the only reader of settings",
     "executor/spawner.py": "hands the server's environment on to workers, with its own values over it",
     "cli/session.py": "sets gRPC's log level, which is read when grpc is imported",
     "cli/serve.py": "the same",

@@ -13,7 +13,20 @@ import typer
 from typer.core import TyperGroup
 
 from bear_grpc import __version__
-from bear_grpc.cli import drain, estimate, health, load, models, output, pull, run, serve, show, text
+from bear_grpc.cli import (
+    drain,
+    estimate,
+    health,
+    load,
+    models,
+    output,
+    pull,
+    run,
+    serve,
+    settings,
+    show,
+    text,
+)
 from bear_grpc.cli.advice import report
 from bear_grpc.errors import BearError
 
@@ -92,6 +105,7 @@ app.command()(text.tokenize)
 app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
+app.command()(settings.config)
 
 
 def main() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bear_grpc.cli import output
+from bear_grpc.cli.settings import Assignments, ConfigFile, parse_assignments, report_problems
 from bear_grpc.types import SandboxMode
 
 
@@ -51,13 +50,13 @@ def serve(
             help="Of workers: as far as the kernel has it, no worker without all of it, none. Default: auto."
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings as TOML.")] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
 ) -> None:
-    """Run the server until it is told to stop."""
+    """Run the server until it is told to stop. SIGHUP reloads the settings."""
     # gRPC's own lines would stand beside ours; read when grpc is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from bear_grpc.config import ConfigError, load_config
-    from bear_grpc.server import EXIT_CONFIG
+    from bear_grpc.config import ConfigError, Settings, find_file, read_settings
     from bear_grpc.server import serve as run_server
 
     flags = {
@@ -69,9 +68,13 @@ def serve(
         "step_target_ms": step_target_ms,
         "sandbox": sandbox,
     }
+    texts = parse_assignments(assignments)
+
+    def read() -> Settings:
+        return read_settings(find_file(config), flags, texts=texts)
+
     try:
-        settings = load_config(config, flags)
+        settings = read()
     except ConfigError as error:
-        output.note(f"error: {error}")
-        raise typer.Exit(EXIT_CONFIG) from None
-    raise typer.Exit(run_server(settings))
+        raise report_problems(error) from None
+    raise typer.Exit(run_server(settings.config, reread=lambda: read().config))

@@ -25,7 +25,7 @@ class Admission:
         """`name` is the model's, `unit` what is counted; `assumed_per_s` leave it as long as none has."""
         self.outflow = Outflow(assumed_per_s)
         self._name = name
-        self._limit = limit
+        self.limit = limit  # may change
         self._unit = unit
         self._clock = clock
 
@@ -37,8 +37,8 @@ class Admission:
         held: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         """Raises QueueFull if `asked` more of `tenant` are too many; `held` tells how many each has."""
-        over = missing(self._limit, waiting, asked, tenant, held)
+        over = missing(self.limit, waiting, asked, tenant, held)
         if not over:
             return
         retry_s = self.outflow.retry_s(over, asked, self._clock())
-        raise QueueFull(self._name, self._limit, retry_s, unit=self._unit, waiting=waiting, asked=asked)
+        raise QueueFull(self._name, self.limit, retry_s, unit=self._unit, waiting=waiting, asked=asked)

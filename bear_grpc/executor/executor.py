@@ -140,6 +140,10 @@ class ModelExecutor:
         """Generations that have not ended, each with one or more sequences."""
         return len(set(self._generations.values()))
 
+    def set_max_waiting(self, count: int) -> None:
+        """Bounds what waits from now on; what waits already stays."""
+        self._admission.limit = self._texts.admission.limit = count
+
     async def load(
         self,
         path: Path,

@@ -31,13 +31,13 @@ class Texts:
         """At most `limit` jobs wait."""
         self._name = name
         self._clock = clock
-        self._admission = Admission(name, limit, unit="texts", assumed_per_s=ASSUMED_PER_S, clock=clock)
+        self.admission = Admission(name, limit, unit="texts", assumed_per_s=ASSUMED_PER_S, clock=clock)
         self._since_s = 0.0  # when the last one ended, or the first one came
         self._waiting: dict[int, _Waiting] = {}
 
     def add(self, job: TextJob) -> asyncio.Future[TextResult]:
         """The future answer of a job; `remove` it in any case. Raises QueueFull."""
-        self._admission.check(len(self._waiting))
+        self.admission.check(len(self._waiting))
         if not self._waiting:
             self._since_s = self._clock()
         future: asyncio.Future[TextResult] = asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ class Texts:
         """Nobody waits for it any more."""
         del self._waiting[job.id]
         now = self._clock()
-        self._admission.outflow.add(1, now - self._since_s)
+        self.admission.outflow.add(1, now - self._since_s)
         self._since_s = now
 
     async def settle(self) -> None:

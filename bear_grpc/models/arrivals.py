@@ -22,6 +22,12 @@ class Arrivals:
         self._limit = limit
         self._queues: dict[str, _Queue] = {}
 
+    def set_limit(self, limit: int) -> None:
+        """Bounds what comes from now on."""
+        self._limit = limit
+        for queue in self._queues.values():
+            queue.admission.limit = limit
+
     @contextmanager
     def wait(self, name: str, ahead: int = 0) -> Iterator[None]:
         """A call that waits for a model, behind `ahead` that its executor has already. Raises QueueFull."""

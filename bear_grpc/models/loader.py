@@ -82,6 +82,10 @@ class Loader:
         self._factory = factory
         self._share = share
 
+    def set_max_waiting(self, count: int) -> None:
+        """Of the next models to be loaded."""
+        self._limits = msgspec.structs.replace(self._limits, max_waiting=count)
+
     def begin(self, entry: ModelEntry, asked: LoadOptions) -> ModelExecutor:
         """Moves a model to LOADING, with the executor that `run` starts."""
 

@@ -94,6 +94,22 @@ class ModelManager:
         self._gate = Gate()
         shelf.feed.listen(self._on_change)
 
+    def set_max_waiting(self, count: int) -> None:
+        """How many requests may wait for each model, loaded ones included; who waits already stays."""
+        self._loader.set_max_waiting(count)
+        self._arrivals.set_limit(count)
+        for entry in self._shelf.list():
+            if entry.executor is not None:
+                entry.executor.set_max_waiting(count)
+
+    def set_keep_alive(self, seconds: float) -> None:
+        """Of models that name no time of their own; idle ones begin their rest anew."""
+        before, self._keep_alive_s = self._keep_alive_s, seconds
+        for entry in self._shelf.list():
+            is_loaded = entry.state in (ModelState.READY, ModelState.LOADING)
+            if is_loaded and entry.asked.keep_alive_s is None and entry.keep_alive_s == before:
+                self._change_life(entry, LoadOptions(keep_alive_s=seconds))
+
     async def load(self, name: str, options: LoadOptions | None = None) -> tuple[ModelEntry, float]:
         """Loads a model, joins a load under way, or finds it loaded; with the seconds it took.
 

@@ -18,6 +18,26 @@ def configure(entry: ModelEntry, settings: ModelConfig) -> None:
     entry.defaults = _over(settings.defaults, entry.defaults)
 
 
+def may_relist(entry: ModelEntry, item: CatalogEntry) -> bool:
+    """Whether a model may be what a catalog tells now: not if it is a file of this server that it was not."""
+    if item.path is not None or entry.is_embedded:
+        return item.path is not None and entry.is_embedded
+    return entry.source is not None
+
+
+def relist(entry: ModelEntry, item: CatalogEntry, settings: ModelConfig | None) -> None:
+    """A known model as a catalog tells it now. A file that is here stays until it is deleted."""
+    entry.is_listed = True
+    entry.description, entry.aliases = item.description, tuple(item.aliases)
+    entry.defaults, entry.load_options = item.defaults, item.all_load_options
+    entry.expected_sha256, entry.chat_template = item.sha256, item.chat_template
+    entry.license, entry.gpu_note = item.license, item.gpu_note
+    if entry.path is None and entry.pull is None:
+        entry.source, entry.sha256, entry.size_bytes = item.source, item.sha256, item.size_bytes
+    if settings is not None:
+        configure(entry, settings)
+
+
 def _over(own: GenerationDefaults, base: GenerationDefaults) -> GenerationDefaults:
     values = {name: getattr(own, name) for name in own.__struct_fields__}
     return GenerationDefaults(**{n: getattr(base, n) if v is None else v for n, v in values.items()})

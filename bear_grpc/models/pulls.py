@@ -65,6 +65,7 @@ class PullManager:
         self._store = store
         self._open_hub = hub
         self._hub: Hub | None = None
+        self._replaced: list[Hub] = []
         self._hub_lock = threading.Lock()
         self._auto_pull = auto_pull
         self._limiter = RateLimiter(bytes_per_s)
@@ -74,6 +75,23 @@ class PullManager:
         self._looks = ThreadPoolExecutor(MAX_LOOKS, thread_name_prefix="hub")
         self._downloads: dict[str, Download] = {}
         self._closing = False
+
+    def set_auto_pull(self, auto_pull: AutoPull) -> None:
+        """What requests may download by themselves, from the next one on."""
+        self._auto_pull = auto_pull
+
+    def set_rate(self, bytes_per_s: float) -> None:
+        """Of all downloads together, from the next chunk of each on; 0 without a limit."""
+        self._limiter.set_rate(bytes_per_s)
+
+    def set_hub(self, hub: Callable[[], Hub]) -> None:
+        """Another hub, or the same with another token, from the next question on; what is under way ends
+        where it began."""
+        with self._hub_lock:
+            self._open_hub = hub
+            if self._hub is not None:
+                self._replaced.append(self._hub)
+                self._hub = None
 
     async def open(self) -> None:
         """Puts what has been downloaded earlier onto the shelf."""
@@ -166,8 +184,9 @@ class PullManager:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=True)
         self._looks.shutdown(wait=False, cancel_futures=True)
-        if self._hub is not None:
-            await asyncio.to_thread(self._hub.close)
+        for hub in (*self._replaced, self._hub):
+            if hub is not None:
+                await asyncio.to_thread(hub.close)
 
     def _begin(self, name: str, reference: Reference) -> Download:
         if self._closing:

@@ -6,12 +6,12 @@ import asyncio
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from ..config import ModelConfig
+from ..config import ConfigError, ModelConfig
 from ..errors import BackendError, BearError, InvalidField, ModelExists, ModelInUse
 from ..executor.probe import probe
 from ..executor.spawner import Spawner
@@ -22,7 +22,7 @@ from .costs import CostStore
 from .entry import ModelEntry, header_of
 from .feed import StatusFeed
 from .names import Names
-from .origins import configure, from_catalog, from_registration
+from .origins import configure, from_catalog, from_registration, may_relist, relist
 from .registered import Registered
 from .registry import Registration, Registry
 from .roots import resolve
@@ -47,7 +47,7 @@ class Shelf:
     ) -> None:
         """`configured` are settings by model, over the model's own; `catalog` is the user's own file."""
         self.feed = StatusFeed()
-        self.allowed_roots = [root.resolve() for root in allowed_roots]
+        self.set_allowed_roots(allowed_roots)
         self._spawner = spawner
         self._registered = Registered(registry)
         self._costs = costs
@@ -75,6 +75,21 @@ class Shelf:
         unknown = [name for name in self._configured if self._names.find(name) is None]
         if unknown:
             log.warning("settings for unknown models: %s", ", ".join(unknown))
+
+    async def prepare_catalog(self, user: Path | None) -> Callable[[], None] | None:
+        """Reads the catalogs anew; gives what takes them over, None if they are as they were.
+
+        Raises ConfigError for a catalog that is wrong.
+        """
+        items = {item.name: item for item in await asyncio.to_thread(read_catalog, user)}
+        if items == self._catalog:
+            return None
+        self._check_relisting(items)
+        return functools.partial(self._relist, items)
+
+    def set_allowed_roots(self, roots: Sequence[Path]) -> None:
+        """Other folders for what is registered or loaded from now on; what is loaded stays."""
+        self.allowed_roots = [root.resolve() for root in roots]
 
     def list(self) -> list[ModelEntry]:
         """Every model, by name."""
@@ -240,6 +255,37 @@ class Shelf:
             if entry.header is not None and not entry.sha256:
                 self._checksums.start(entry.path, functools.partial(self._hashed, entry))
         self.feed.publish(entry.status())
+
+    def _relist(self, items: dict[str, CatalogEntry]) -> None:
+        """Models that are here or in use stay when a catalog names them no longer."""
+        changed = [item for name, item in items.items() if self._catalog.get(name) != item]
+        for name in self._catalog.keys() - items.keys():
+            gone = self._names.get(name)
+            gone.is_listed, gone.expected_sha256, gone.aliases = False, "", ()
+            if gone.path is None and gone.pull is None and not gone.is_in_use:
+                self._forget(gone)
+        self._catalog = items
+        known = [(item, self._names.find(item.name)) for item in changed]
+        for _, entry in known:
+            if entry is not None:
+                entry.aliases = ()  # what one gives up another may take
+        for item, entry in known:
+            if entry is None:
+                entry = from_catalog(item)
+                self._put(entry)
+            else:
+                relist(entry, item, self._configured.get(item.name))
+            self.feed.publish(entry.status())
+
+    def _check_relisting(self, items: dict[str, CatalogEntry]) -> None:
+        """Raises ConfigError where a catalog takes the name of a model that it cannot be."""
+        for item in items.values():
+            for name in (item.name, *item.aliases):
+                entry = self._names.find(name)
+                if entry is None or (entry.is_listed and entry.name != item.name):
+                    continue  # names inside a catalog are checked where it is read
+                if entry.name != item.name or not may_relist(entry, item):
+                    raise ConfigError(f"catalog: model {item.name}: {name!r} is a name of {entry.name}")
 
     async def _hashed(self, entry: ModelEntry, digest: str) -> None:
         entry.sha256 = digest

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from ..config import ServerConfig
 from ..errors import FieldViolation, InvalidField, RequestIdInUse
 from ..executor.executor import ModelExecutor
 from ..input_limits import DEFAULT_LIMITS, InputLimits
@@ -48,6 +49,10 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self._max_request_s = max_request_s
         self._limits = limits
         self._running: set[str] = set()
+
+    def reload(self, config: ServerConfig) -> None:
+        """Takes over limits, for requests that come from now on."""
+        self._limits, self._max_request_s = config.limits, config.max_request_s
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:

@@ -65,6 +65,10 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         self._rate = rate
         self._probing: asyncio.Task[ProbeResult] | None = None
 
+    def reload(self, config: ServerConfig) -> None:
+        """Tells these limits from now on."""
+        self._config = config
+
     @answer
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         # Callers at the same time share one probe; one that leaves does not end it.

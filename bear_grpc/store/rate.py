@@ -27,11 +27,17 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._next = clock()
 
+    def set_rate(self, bytes_per_s: float) -> None:
+        """Another bound from the next chunk on; 0 is none."""
+        with self._lock:
+            self._bytes_per_s = bytes_per_s
+            self._next = self._clock()
+
     def take(self, count: int, stop: threading.Event) -> None:
         """Waits until `count` bytes more are within the rate, or until `stop` is set."""
-        if self._bytes_per_s <= 0:
-            return
         with self._lock:
+            if self._bytes_per_s <= 0:
+                return
             now = self._clock()
             # Time that nobody used is gone: no burst makes up for it.
             self._next = max(self._next, now) + count / self._bytes_per_s

@@ -22,13 +22,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     """The configurations that would be served, here by a server that ends at once with 3."""
     configs: list[ServerConfig] = []
 
-    def serve(config: ServerConfig) -> int:
+    def serve(config: ServerConfig, reread: object) -> int:
         configs.append(config)
         return 3
 
     server = ModuleType("bear_grpc.server")
     server.serve = serve  # type: ignore[attr-defined]
-    server.EXIT_CONFIG = 78  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bear_grpc.server", server)
     return configs
 

@@ -278,3 +278,12 @@ def test_waiting_for_the_rate_ends_with_the_stop():
     work = Background(lambda: limiter.take(10**6, stop))
     stop.set()
     work.result()
+
+
+def test_another_rate_holds_from_the_next_chunk_on():
+    waits: list[float] = []
+    limiter = RateLimiter(1000.0, clock=lambda: 0.0, wait=lambda _, delay: waits.append(delay))
+    for rate in (1000.0, 100.0, 0.0, 1000.0):
+        limiter.set_rate(rate)
+        limiter.take(500, threading.Event())
+    assert waits == [0.5, 5.0, 0.5]

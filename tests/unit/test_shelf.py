@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bear_grpc.config import ModelConfig
+from bear_grpc.config import ConfigError, ModelConfig
 from bear_grpc.errors import (
     HubUnreachable,
     InvalidField,
@@ -178,3 +178,77 @@ async def test_what_was_not_downloaded_is_left_alone(shelf, model):
         await shelf.delete("phi-2")
     with pytest.raises(ModelNotFound):
         shelf.drop("nothing")
+
+
+MODEL = '[[model]]\nname = "{name}"\ndescription = "{text}"\naliases = {aliases}\n{source}\n'
+HUB = 'source = { repo_id = "owner/repo", file = "model.gguf" }'
+
+
+def catalog(folder: Path, *models: tuple[str, str, list[str]]) -> Path:
+    file = folder / "catalog.toml"
+    text = [MODEL.format(name=name, text=text, aliases=aliases, source=HUB) for name, text, aliases in models]
+    file.write_text("".join(text))
+    return file
+
+
+async def relist(shelf: Shelf, file: Path | None) -> None:
+    take_over = await shelf.prepare_catalog(file)
+    assert take_over is not None
+    take_over()
+
+
+async def test_a_catalog_read_anew_adds_changes_and_forgets(shelf, told, tmp_path):
+    file = catalog(tmp_path, ("a", "first", ["x"]), ("b", "first", []))
+    await relist(shelf, file)
+    entry = shelf.get("x")
+    assert (entry.name, entry.description, entry.is_listed, entry.state) == ("a", "first", True, ABSENT)
+    assert await shelf.prepare_catalog(file) is None
+    await relist(shelf, catalog(tmp_path, ("a", "second", ["y"]), ("c", "new", ["x"])))
+    assert shelf.get("y") is entry
+    assert entry.description == "second"
+    assert shelf.get("x").name == "c"
+    assert shelf.find("b") is None
+    assert [(status.name, status.is_known) for status in told if status.name in "abc"] == [
+        *(("a", True), ("b", True)),
+        *(("b", False), ("a", True), ("c", True)),
+    ]
+
+
+async def test_a_model_that_is_here_stays_when_no_catalog_has_it_any_more(shelf, model, tmp_path):
+    await relist(shelf, catalog(tmp_path, ("a", "first", ["x"])))
+    entry = await adopt(shelf, "a", model)
+    await relist(shelf, None)
+    assert shelf.get("a") is entry
+    assert (entry.path, entry.is_listed, shelf.find("x")) == (model, False, None)
+    # It is the catalog's again, with the file that it has.
+    await relist(shelf, catalog(tmp_path, ("a", "again", ["x"])))
+    assert shelf.get("x") is entry
+    assert (entry.path, entry.sha256, entry.is_listed) == (model, "cd", True)
+    await relist(shelf, None)
+    shelf.drop("a")
+    assert shelf.find("a") is None
+
+
+async def test_a_model_that_is_being_downloaded_stays_until_that_fails(shelf, tmp_path):
+    await relist(shelf, catalog(tmp_path, ("a", "first", [])))
+    shelf.set_pull("a", PROGRESS)
+    await relist(shelf, None)
+    assert shelf.get("a").pull == PROGRESS
+    shelf.set_pull("a", None, HubUnreachable("no route"))
+    assert shelf.find("a") is None
+
+
+async def test_settings_of_a_model_hold_over_a_catalog_that_names_it_later(shelf, model, tmp_path):
+    await adopt(shelf, REFERENCE, model)
+    await relist(shelf, catalog(tmp_path, (REFERENCE, "listed", [])))
+    entry = shelf.get(REFERENCE)
+    assert (entry.is_listed, entry.load_options.threads) == (True, 3)
+
+
+@pytest.mark.parametrize(("name", "aliases"), [("mine", []), ("a", ["mine"]), ("a", ["other"])])
+async def test_a_catalog_cannot_take_the_name_of_a_registered_model(shelf, model, tmp_path, name, aliases):
+    shelf._names.add(ModelEntry("mine", model, False, aliases=("other",)))
+    before = [entry.name for entry in shelf.list()]
+    with pytest.raises(ConfigError, match=rf"model {name}: .* is a name of mine"):
+        await shelf.prepare_catalog(catalog(tmp_path, ("new", "", []), (name, "", aliases)))
+    assert [entry.name for entry in shelf.list()] == before

@@ -1,0 +1,106 @@
+"""SIGHUP to `bear serve`: the settings are read again, and a terminal that is closed ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from bear_grpc.v1 import server_service_pb2 as server_pb
+from bear_grpc.v1 import types_pb2 as pb
+from tests.helpers.processes import BEAR, RunningServer
+from tests.helpers.rpc import WAIT_S, collect, eventually, kinds, read_until
+
+FILE = "max_waiting_requests = {count}\nlog_level = {level}\n{more}\n"
+
+
+async def logged(server: RunningServer, part: str) -> str:
+    """Waits for the first line of the log that has `part` in it."""
+
+    async def found() -> str:
+        return next((line for line in server.lines if part in line), "")
+
+    return await eventually(found)
+
+
+async def max_waiting(server: RunningServer) -> int:
+    info = await server.api.server.GetServerInfo(server_pb.GetServerInfoRequest())
+    return info.limits.max_waiting_requests
+
+
+async def test_a_hangup_takes_over_what_can_be_and_breaks_no_stream(
+    tmp_path: Path, steady_file: Path
+) -> None:
+    file = tmp_path / "bear.toml"
+    file.write_text(FILE.format(count=5, level='"INFO"', more=""))
+    async with RunningServer(tmp_path, "--config", str(file), environ={"BEAR_MAX_PULLS": "3"}) as server:
+        await server.ready()
+        assert await max_waiting(server) == 5
+        await server.api.register("steady", steady_file, load_options=pb.LoadOptions(threads=1))
+        stream = server.api.generate("steady", max_tokens=200, ignore_eos=True)
+        await read_until(stream, "delta")
+        file.write_text(
+            FILE.format(count=6, level='"DEBUG"', more="max_pulls = 9\nheartbeat_timeout_s = 20.0")
+        )
+        server.terminate(signal.SIGHUP)
+        line = await logged(server, "reloaded: ")
+        # The variable comes before the file, as at the start: max_pulls has not changed.
+        assert line.endswith(
+            "reloaded: max_waiting_requests, log_level; needs a restart: heartbeat_timeout_s"
+        )
+        assert await max_waiting(server) == 6
+        assert kinds(await collect(stream))[-1] == "completed"
+        file.write_text(FILE.format(count=7, level="5", more="no_such = 1"))
+        server.terminate(signal.SIGHUP)
+        line = await logged(server, "nothing is reloaded")
+        assert f"{file}:2: log_level: expected `str`, got `int`" in line
+        assert f"{file}:3: there is no setting 'no_such'" in line
+        assert " ERROR " in line
+        assert await max_waiting(server) == 6
+        server.terminate()
+        assert await server.ended() == 0
+
+
+async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
+    """Whoever closes the window of `make serve` leaves nothing behind."""
+    main, side = pty.openpty()
+    target = f"unix:{tmp_path}/bear.sock"
+    # The session's leader gets the terminal by opening it.
+    start = (
+        "import os, sys; os.setsid(); os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = await asyncio.to_thread(
+        subprocess.Popen,
+        [
+            sys.executable,
+            "-c",
+            start,
+            *BEAR,
+            "serve",
+            "--listen",
+            target,
+            "--models-dir",
+            str(tmp_path / "m"),
+        ],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    try:
+        seen = b""
+        async with asyncio.timeout(WAIT_S):
+            while b"serves on" not in seen:
+                seen += await asyncio.to_thread(os.read, main, 4096)
+        os.close(main)
+        main = -1
+        assert await asyncio.to_thread(process.wait, WAIT_S) == 0
+    finally:
+        if main >= 0:
+            os.close(main)
+        process.kill()
+        process.wait()
