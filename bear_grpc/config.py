@@ -46,6 +46,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
     load: list[str] = []
     models_dir: Path = Path()
+    state_dir: Path = Path()  # keys, and what else must outlive the server besides models
+    auth: Literal["off", "keys"] = "off"  # "keys": nobody calls without an API key
     allow_path: list[Path] = []
     max_waiting_requests: int = 512
     prefix_sharing: Literal["tenant", "all", "off"] = "tenant"
@@ -158,6 +160,7 @@ def load_config(
         values["limits"] = limits | values["limits"]
     values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
     values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
+    values.setdefault("state_dir", platformdirs.user_data_path("bear-grpc"))
     values.setdefault("hub_cache", _hub_cache(os.environ if environ is None else environ))
     unknown = [name for name in values if name not in ServerConfig.__struct_fields__]
     if unknown:

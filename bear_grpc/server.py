@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from . import __version__
+from .access.authentication import Authenticator
+from .access.keys import KeyStoreError
+from .access.live_keys import LiveKeys
+from .access.slowing import Failures
 from .config import ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.limits import ExecutorLimits
@@ -24,6 +28,7 @@ from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
+from .rpc.access import Access
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
@@ -129,7 +134,12 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
-        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls])
+        authenticator = Authenticator() if config.auth == "keys" else None
+        access = Access(self.shelf.own_name, authenticator, Failures())
+        self.keys: LiveKeys | None = None
+        if authenticator is not None:
+            self.keys = LiveKeys(config.state_dir, authenticator, access.end_invalid)
+        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls, access])
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
             self._server,
@@ -158,8 +168,14 @@ class Server:
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
 
-        Raises ConfigError for an address that cannot be bound, and what a load raises.
+        Raises ConfigError for an address that cannot be bound and for keys that cannot be read, and what a
+        load raises.
         """
+        if self.keys is not None:
+            try:
+                await self.keys.open()
+            except KeyStoreError as exc:
+                raise ConfigError(f"state_dir: {exc}") from exc
         await self.health.open()
         for address in self._config.listen:
             try:
@@ -224,6 +240,8 @@ class Server:
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        if self.keys is not None:
+            await self.keys.close()
 
 
 def _hub(config: ServerConfig) -> Hub:
