@@ -33,7 +33,8 @@ class LiveKeys:
     async def open(self) -> None:
         """Reads the keys and goes on reading. Raises KeyStoreError."""
         self._store = await asyncio.to_thread(KeyStore, self._folder)
-        self._authenticator.replace(await asyncio.to_thread(self._store.changed) or [])
+        keys = await asyncio.to_thread(self._store.changed)
+        self._authenticator.replace(keys or [])
         if not self._authenticator.count:
             log.warning("there are no keys, so nobody may call; `bear keys create` makes one")
         self._task = asyncio.create_task(self._follow())

@@ -13,8 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from bear_grpc import __version__
-from bear_grpc.cli import drain, estimate, health, load, models, output, pull, run, serve, show, text
+from bear_grpc.cli import drain, estimate, health, keys, load, models, output, pull, run, serve, show, text
 from bear_grpc.cli.advice import report
+from bear_grpc.cli.session import API_KEY
 from bear_grpc.errors import BearError
 
 # As a shell says it of a process that the signal ended.
@@ -68,11 +69,22 @@ def _globals(
             help="HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="BEAR_API_KEY",
+            help="Key for a server that asks for one; other users may see it here, but not in BEAR_API_KEY.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     ctx.obj = server
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise typer.BadParameter("the API key must be printable ASCII without spaces")
+    ctx.meta[API_KEY] = api_key
 
 
 app.command()(serve.serve)
@@ -92,6 +104,7 @@ app.command()(text.tokenize)
 app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
