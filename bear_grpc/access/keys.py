@@ -49,7 +49,7 @@ class KeyStore:
         """Makes the file where there is none, for its owner only. Raises KeyStoreError."""
         self.file = folder / FILE
         self._clock = clock
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: int | None = None
         with self._told():
             self._open()
 
@@ -107,12 +107,12 @@ class KeyStore:
             if self._identity() != self._inode:
                 self._base.close()
                 self._open()
+                self._seen = None  # versions are those of the connection
             (version,) = self._base.execute("PRAGMA data_version").fetchone()
-            now = (*self._inode, version)
-            if now == self._seen:
+            if version == self._seen:
                 return None
             keys = self.all()
-            self._seen = now  # asked before the keys: what changes in between is seen again the next time
+            self._seen = version  # asked before the keys: what changes in between is seen again the next time
             return keys
 
     def _open(self) -> None:
