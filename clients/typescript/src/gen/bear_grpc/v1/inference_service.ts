@@ -65,15 +65,18 @@ export enum OverflowPolicy {
   UNRECOGNIZED = -1,
 }
 
-/** How urgent a request is. May grow. */
+/**
+ * How urgent a request is, as long as it waits; waiting itself makes it more
+ * urgent (setting `priority_aging_s`). May grow.
+ */
 export enum Priority {
-  /** PRIORITY_UNSPECIFIED - Unset: NORMAL. */
+  /** PRIORITY_UNSPECIFIED - Unset: NORMAL, or LOW for a key that may have no more. */
   PRIORITY_UNSPECIFIED = 0,
-  /** PRIORITY_LOW - After the others. */
+  /** PRIORITY_LOW - After all others, also those of other tenants. */
   PRIORITY_LOW = 1,
   /** PRIORITY_NORMAL - The default. */
   PRIORITY_NORMAL = 2,
-  /** PRIORITY_HIGH - Before the others. */
+  /** PRIORITY_HIGH - Before the tenant's others: nobody gains on other tenants by it. */
   PRIORITY_HIGH = 3,
   UNRECOGNIZED = -1,
 }
@@ -458,7 +461,7 @@ export interface GenerateRequest {
   n?:
     | number
     | undefined;
-  /** How urgent it is. */
+  /** How urgent it is. INVALID_FIELD above what the caller's key may have. */
   priority: Priority;
   /** What to do with a prompt that is too long. */
   overflowPolicy: OverflowPolicy;
@@ -476,11 +479,14 @@ export interface GenerateRequest {
   keepAlive?:
     | Duration
     | undefined;
-  /** A label of the client's own, for logs and fairness; up to 64 bytes. */
+  /**
+   * A label of the client's own, up to 64 bytes: slots are shared evenly
+   * between the labels of one tenant.
+   */
   clientTag: string;
   /**
-   * An id of the client's choice, unique among running requests
-   * (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
+   * An id of the client's choice, unique among the running requests of its
+   * caller (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
    */
   requestId: string;
   /**
