@@ -20,6 +20,7 @@ from .caller import Caller, Quotas, Scope
 
 PREFIX = "bear_"
 ID_CHARS, SECRET_BITS = 10, 256
+DIGEST_BYTES = 32
 # Letters and digits only: a double click takes the whole key, and a pattern finds one that has leaked.
 _ID_ALPHABET = string.ascii_lowercase + "234567"
 _SECRET_ALPHABET = string.digits + string.ascii_letters

@@ -16,7 +16,7 @@ import msgspec
 
 from ..params import Priority
 from .caller import Quotas, Scope
-from .key import Key, digest_of, new_id_and_secret, text_of
+from .key import DIGEST_BYTES, Key, digest_of, id_of, new_id_and_secret, text_of
 
 FILE = "keys.sqlite"
 _VERSION = 1
@@ -187,6 +187,8 @@ def _row_of(key: Key) -> tuple[Any, ...]:
 
 def _key_of(row: tuple[Any, ...]) -> Key:
     key_id, secret_sha256, name, scopes, models, priority, quotas, created_s, expires_s, revoked_s = row
+    if id_of(key_id) != key_id or len(secret_sha256) != DIGEST_BYTES:
+        raise ValueError(f"{key_id!r} has no id or no hash of a key")
     return Key(
         id=key_id,
         secret_sha256=secret_sha256,
