@@ -21,6 +21,10 @@
     │   ├── RequestQuarantined         has ended several workers
     │   └── ConstraintDeadEnd          no token goes on from the text so far
     ├── Refused                        not allowed here
+    │   ├── KeyMissing
+    │   ├── KeyInvalid                 unknown, wrong, expired or revoked
+    │   ├── ScopeMissing               the key is for other calls
+    │   ├── ModelDenied                the key is for other models
     │   ├── PathNotAllowed
     │   └── HubAccessDenied            gated or private
     ├── Exhausted                      too much of something
@@ -297,6 +301,45 @@ class ConstraintDeadEnd(Conflict):
 
 class Refused(BearError):
     """The server's configuration does not allow it."""
+
+
+class KeyMissing(Refused):
+    """The server asks for an API key, and the call has none."""
+
+    reason = "KEY_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("an API key is needed, as `authorization: Bearer KEY` or `x-api-key: KEY`")
+
+
+class KeyInvalid(Refused):
+    """The call's API key is not valid, or no longer. Which of it is told to nobody."""
+
+    reason = "KEY_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the API key is not valid")
+
+
+class ScopeMissing(Refused):
+    """The caller is known, and may not make this call."""
+
+    reason = "SCOPE_MISSING"
+
+    def __init__(self, method: str, scope: str) -> None:
+        super().__init__(
+            f"{method.rpartition('/')[2]} needs the scope {scope}",
+            metadata={"method": method, "scope": scope},
+        )
+
+
+class ModelDenied(Refused):
+    """The caller may not use a model of this name, whether or not there is one."""
+
+    reason = "MODEL_DENIED"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model {name!r} may not be used with this key", metadata={"model": name})
 
 
 class PathNotAllowed(Refused):

@@ -16,6 +16,10 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from . import __version__
+from .access.authentication import Authenticator
+from .access.keys import KeyStoreError
+from .access.live_keys import LiveKeys
+from .access.slowing import Failures
 from .config import EXIT_CONFIG, ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.limits import ExecutorLimits
@@ -28,6 +32,7 @@ from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
 from .reload import Reloads
+from .rpc.access import Access
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
@@ -142,7 +147,12 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
-        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls])
+        authenticator = Authenticator() if config.auth == "keys" else None
+        access = Access(self.shelf.own_name, authenticator, Failures())
+        self.keys: LiveKeys | None = None
+        if authenticator is not None:
+            self.keys = LiveKeys(config.state_dir, authenticator, access.end_invalid)
+        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls, access])
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
             self._server,
@@ -201,11 +211,17 @@ class Server:
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
 
-        Raises ConfigError for an address that cannot be bound, and what a load raises.
+        Raises ConfigError for an address that cannot be bound and for keys that cannot be read, and what a
+        load raises.
         """
         if self._config.otlp_endpoint:
             self._tracing = Tracing(self._config.otlp_endpoint, self._config.trace_sample_ratio)
             self.calls.add(self._tracing.observer)
+        if self.keys is not None:
+            try:
+                await self.keys.open()
+            except KeyStoreError as exc:
+                raise ConfigError(f"state_dir: {exc}") from exc
         await self.health.open()
         for address in self._config.listen:
             try:
@@ -273,6 +289,8 @@ class Server:
         await self.health.close()
         if self._tracing is not None:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
+        if self.keys is not None:
+            await self.keys.close()
 
 
 def _allowed_roots(config: ServerConfig) -> list[Path]:

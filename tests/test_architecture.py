@@ -79,6 +79,7 @@ MAY_IMPORT = {
     },
     "telemetry": {"access", "rpc", "config", "__init__"},
     "server": {
+        "access",
         "types",
         "input_limits",
         "params",
@@ -94,7 +95,7 @@ MAY_IMPORT = {
         "__init__",
     },
     "client": {"v1", "errors", "__init__"},
-    "cli": {"client", "v1", "config", "server", "errors", "types", "__init__"},
+    "cli": {"access", "client", "v1", "config", "params", "server", "errors", "types", "__init__"},
     "demo": {"client", "cli", "v1", "__init__"},
     "v1": set(),
     "__init__": set(),

@@ -17,6 +17,7 @@ from bear_grpc.cli import (
     drain,
     estimate,
     health,
+    keys,
     load,
     models,
     output,
@@ -28,6 +29,7 @@ from bear_grpc.cli import (
     text,
 )
 from bear_grpc.cli.advice import report
+from bear_grpc.cli.session import API_KEY
 from bear_grpc.errors import BearError
 
 # As a shell says it of a process that the signal ended.
@@ -81,11 +83,22 @@ def _globals(
             help="HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="BEAR_API_KEY",
+            help="Key for a server that asks for one; other users may see it here, but not in BEAR_API_KEY.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     ctx.obj = server
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise typer.BadParameter("the API key must be printable ASCII without spaces")
+    ctx.meta[API_KEY] = api_key
 
 
 app.command()(serve.serve)
@@ -106,6 +119,7 @@ app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
 app.command()(settings.config)
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -21,6 +21,10 @@ _HINTS = {
     "DISK_FULL": "`bear prune` and `bear rm` make room; `bear pull NAME` goes on from where it stopped",
     "PULL_CANCELLED": "`bear pull NAME` goes on from where it stopped",
     "CHECKSUM_MISMATCH": "`bear pull NAME` fetches it anew, `bear prune` removes what has come",
+    "KEY_MISSING": "set BEAR_API_KEY, or give --api-key; `bear keys create` on the server makes a key",
+    "KEY_INVALID": "`bear keys list` on the server tells which keys are valid",
+    "SCOPE_MISSING": "`bear keys create --scope SCOPE` on the server makes a key that may",
+    "MODEL_DENIED": "`bear keys create --model NAME` on the server makes a key that may",
     "HUB_ACCESS_DENIED": (
         "accept the terms on the model's page if it has some, then start the server with a token of the hub "
         "that may read it: BEAR_HUB_TOKEN=hf_..."

@@ -12,6 +12,13 @@ from bear_grpc.cli.settings import Assignments, ConfigFile, parse_assignments, r
 from bear_grpc.types import SandboxMode
 
 
+class Auth(StrEnum):
+    """Values of the setting `auth`."""
+
+    OFF = "off"
+    KEYS = "keys"
+
+
 class Sharing(StrEnum):
     """Values of the setting `prefix_sharing`."""
 
@@ -32,6 +39,12 @@ def serve(
         list[str] | None, typer.Option(metavar="MODEL", help="Load this model at start; repeatable.")
     ] = None,
     models_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Where models are kept.")] = None,
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where keys and what else must last are kept.")
+    ] = None,
+    auth: Annotated[
+        Auth | None, typer.Option(help="keys: nobody calls without an API key. Default: off.")
+    ] = None,
     allow_path: Annotated[
         list[str] | None,
         typer.Option(metavar="DIR", help="`bear register` may take files from here; repeatable."),
@@ -63,6 +76,8 @@ def serve(
         "listen": listen or None,  # an option not given comes as an empty list
         "load": load or None,
         "models_dir": models_dir,
+        "state_dir": state_dir,
+        "auth": auth.value if auth else None,
         "allow_path": allow_path or None,
         "prefix_sharing": prefix_sharing.value if prefix_sharing else None,
         "step_target_ms": step_target_ms,

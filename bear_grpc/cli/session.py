@@ -20,6 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Model = Annotated[str, typer.Argument(help="Name or alias of the model.")]
 ModelOrFile = Annotated[str, typer.Argument(help="Name or alias of the model, or a file on the hub.")]
 
+# Where the key lies in the context, whose `meta` all verbs share.
+API_KEY = "bear_grpc.api_key"
+
 # Longer than any honest answer of these calls takes.
 _TIMEOUT_S = 30.0
 # Of calls for which the server may have to ask the hub first: its own limits end them before.
@@ -33,5 +36,6 @@ def connect(ctx: typer.Context, server: str | None) -> Iterator[Client]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from bear_grpc.client import DEFAULT_TARGET, Client
 
-    with Client(server or ctx.obj or DEFAULT_TARGET, timeout=_TIMEOUT_S) as client:
+    api_key = ctx.meta.get(API_KEY)
+    with Client(server or ctx.obj or DEFAULT_TARGET, api_key=api_key, timeout=_TIMEOUT_S) as client:
         yield client

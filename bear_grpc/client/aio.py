@@ -16,6 +16,7 @@ from bear_grpc.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     ChannelOptions,
+    call_metadata,
     channel_options,
     deadline,
 )
@@ -44,12 +45,17 @@ class AsyncClient:
         self,
         target: str = DEFAULT_TARGET,
         *,
+        api_key: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         options: ChannelOptions | None = None,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
-        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here."""
+        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here.
+
+        `api_key` goes with every call. Raises ValueError for what cannot be one.
+        """
         self.target = target
+        self._metadata = call_metadata(api_key)
         self._timeout = timeout
         self._own = None if channel else grpc.aio.insecure_channel(target, channel_options(target, options))
         used = channel or self._own
@@ -78,7 +84,7 @@ class AsyncClient:
         self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None
     ) -> R:
         try:
-            return await method(request, timeout=deadline(timeout, None))
+            return await method(request, timeout=deadline(timeout, None), metadata=self._metadata)
         except grpc.RpcError as failed:
             raise translate(failed, self.target) from failed
 
@@ -90,7 +96,9 @@ class AsyncClient:
     def _stream(
         self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None
     ) -> AsyncStream[R]:
-        return AsyncStream(method(request, timeout=deadline(timeout, None)), self.target)
+        return AsyncStream(
+            method(request, timeout=deadline(timeout, None), metadata=self._metadata), self.target
+        )
 
     # Text
 
@@ -113,7 +121,7 @@ class AsyncClient:
         **options: Unpack[GenerateOptions],
     ) -> AsyncStream[str]:
         request = requests.one_text(model, prompt, options)
-        call = self._inference.Generate(request, timeout=deadline(timeout, None))
+        call = self._inference.Generate(request, timeout=deadline(timeout, None), metadata=self._metadata)
         return AsyncStream(call, self.target, requests.text_of)
 
     async def generate_once(
@@ -294,7 +302,9 @@ class AsyncClient:
 
     async def wait_until_serving(self, service: str = "", *, timeout: float | None = None) -> None:
         limit = deadline(timeout, self._timeout)
-        call = self._watch(HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True)
+        call = self._watch(
+            HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True, metadata=self._metadata
+        )
         async with AsyncStream[HealthCheckResponse](call, self.target) as answers:
             async for answer in answers:
                 if answer.status == HealthCheckResponse.SERVING:

@@ -78,6 +78,15 @@ def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tu
     return [*options.items()]
 
 
+def call_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """What every call carries. Raises ValueError for what cannot be a key."""
+    if not api_key:
+        return ()
+    if not all("!" <= character <= "~" for character in api_key):
+        raise ValueError("an API key has printable ASCII characters and no spaces")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
 def deadline(given: float | None, default: float | None) -> float | None:
     """gRPC's timeout: what the call gives, else `default`; infinity is none."""
     seconds = default if given is None else given

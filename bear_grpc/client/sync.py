@@ -15,6 +15,7 @@ from bear_grpc.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     ChannelOptions,
+    call_metadata,
     channel_options,
     deadline,
 )
@@ -45,12 +46,17 @@ class Client:
         self,
         target: str = DEFAULT_TARGET,
         *,
+        api_key: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         options: ChannelOptions | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here."""
+        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here.
+
+        `api_key` goes with every call. Raises ValueError for what cannot be one.
+        """
         self.target = target
+        self._metadata = call_metadata(api_key)
         self._timeout = timeout
         self._own = None if channel else grpc.insecure_channel(target, channel_options(target, options))
         used = channel or self._own
@@ -77,7 +83,7 @@ class Client:
 
     def _unary(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None) -> R:
         try:
-            return method(request, timeout=deadline(timeout, None))
+            return method(request, timeout=deadline(timeout, None), metadata=self._metadata)
         except grpc.RpcError as failed:
             raise translate(failed, self.target) from failed
 
@@ -87,7 +93,7 @@ class Client:
     def _stream(
         self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None
     ) -> Stream[R]:
-        return Stream(method(request, timeout=deadline(timeout, None)), self.target)
+        return Stream(method(request, timeout=deadline(timeout, None), metadata=self._metadata), self.target)
 
     # Text
 
@@ -112,7 +118,7 @@ class Client:
     ) -> Stream[str]:
         """The text of one generation as it comes; for n > 1 use `generate`, which tells the index."""
         request = requests.one_text(model, prompt, options)
-        call = self._inference.Generate(request, timeout=deadline(timeout, None))
+        call = self._inference.Generate(request, timeout=deadline(timeout, None), metadata=self._metadata)
         return Stream(call, self.target, requests.text_of)
 
     def generate_once(
@@ -307,7 +313,9 @@ class Client:
     def wait_until_serving(self, service: str = "", *, timeout: float | None = None) -> None:
         """Returns when it serves, as `health` tells; waits for a server that is not there yet."""
         limit = deadline(timeout, self._timeout)
-        call = self._watch(HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True)
+        call = self._watch(
+            HealthCheckRequest(service=service), timeout=limit, wait_for_ready=True, metadata=self._metadata
+        )
         with Stream[HealthCheckResponse](call, self.target) as answers:
             for answer in answers:
                 if answer.status == HealthCheckResponse.SERVING:

@@ -58,6 +58,17 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             default="`models` in the user's data folder",
         ),
     ] = Path()
+    state_dir: Annotated[
+        Path,
+        about(
+            "API keys, logs, usage, and what else the server has to remember besides models",
+            default="the user's data folder",
+        ),
+    ] = Path()
+    auth: Annotated[
+        Literal["off", "keys"],
+        about("`keys`: nobody calls without an API key ([API keys](security.md#api-keys))"),
+    ] = "off"
     allow_path: Annotated[list[Path], about("further folders to register models from", reloads=True)] = []
     max_waiting_requests: Annotated[
         int, about("requests that may wait for one model; more get `QUEUE_FULL`", reloads=True)

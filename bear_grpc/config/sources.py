@@ -84,6 +84,7 @@ def read_settings(
     if merge.problems:
         raise ConfigError(*merge.problems)
     merge.computed("models_dir", platformdirs.user_data_path("bear-grpc") / "models", DEFAULT)
+    merge.computed("state_dir", platformdirs.user_data_path("bear-grpc"), DEFAULT)
     merge.computed("hub_cache", *_hub_cache(environ))
     try:
         config: ServerConfig = msgspec.convert(merge.values, ServerConfig)

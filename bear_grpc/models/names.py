@@ -49,6 +49,11 @@ class Names:
         near = difflib.get_close_matches(name, names, n=3) if len(name) <= MAX_NAME_CHARS else []
         raise ModelNotFound(name, near)
 
+    def own_name(self, name: str) -> str:
+        """The name of the model that `name` means, or that it would have if there were one."""
+        found = self.find(name)
+        return _canonical(name) if found is None else found.name
+
     def by_own_name(self, name: str) -> ModelEntry:
         """A model by its name only. Raises ModelNotFound, and InvalidField for an alias."""
         entry = self._entries.get(name)

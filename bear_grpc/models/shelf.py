@@ -103,6 +103,10 @@ class Shelf:
         """A model by name, alias or reference, None if there is none."""
         return self._names.find(name)
 
+    def own_name(self, name: str) -> str:
+        """The name that permissions are given for: that of the model which `name` means, known or not."""
+        return self._names.own_name(name)
+
     def move(
         self, entry: ModelEntry, state: ModelState, reason: StateReason | None = None, message: str = ""
     ) -> None:

@@ -73,6 +73,12 @@ def identify(call: Call, context: Any) -> None:
     call.caller = Caller(tenant=tenant_of(call.peer))
 
 
+def may_know(model: str) -> bool:
+    """Whether the caller of this task's call may know of the model."""
+    call = _CALL.get(None)
+    return call is None or call.caller.may_use(model)
+
+
 def note_error(reason: str) -> None:
     """The call of this task ends with an error of this reason."""
     call = _CALL.get(None)

@@ -12,10 +12,13 @@ from grpc_health.v1.health import aio as health_aio
 from ..errors import Draining
 from ..models.entry import ModelStatus
 from ..types import ModelState
+from .call import current_call
 from .status import answer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Types of it are not stubbed yet.
+_ListResponse: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 LIVENESS = "liveness"
 MODEL_PREFIX = "models/"
@@ -48,6 +51,17 @@ class _Servicer(health_aio.HealthServicer):
             raise Draining()
         if not watch.cancelled():
             watch.result()
+
+    @answer
+    async def List(self, request: Any, context: Any) -> Any:
+        may_use = current_call(context).caller.may_use
+        statuses: dict[str, Any] = self._server_status  # type: ignore[attr-defined]  # as in remove
+        shown = {
+            name: health_pb2.HealthCheckResponse(status=status)
+            for name, status in statuses.items()
+            if not name.startswith(MODEL_PREFIX) or may_use(name.removeprefix(MODEL_PREFIX))
+        }
+        return _ListResponse(statuses=shown)
 
     async def remove(self, name: str) -> None:
         """Forgets a name: Check answers NOT_FOUND, Watch SERVICE_UNKNOWN."""

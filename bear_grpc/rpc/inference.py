@@ -48,7 +48,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self._stall_timeout_s = stall_timeout_s
         self._max_request_s = max_request_s
         self._limits = limits
-        self._running: set[str] = set()
+        self._running: set[tuple[str, str]] = set()  # tenants and ids
 
     def reload(self, config: ServerConfig) -> None:
         """Takes over limits, for requests that come from now on."""
@@ -56,7 +56,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        async with aclosing(self._events(spec_from_proto(request, self._limits), context)) as events:
+        async with aclosing(self._events(self._spec(request, context), context)) as events:
             async for response in events:
                 await write(context, response, self._stall_timeout_s)
 
@@ -72,7 +72,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def _once(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateOnceResponse:
         """The events of a generation, put together."""
-        spec = spec_from_proto(request, self._limits)
+        spec = self._spec(request, context)
         whole = Whole(spec.n)
         async with aclosing(self._events(spec, context)) as events:
             async for response in events:
@@ -106,17 +106,21 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         length = ready.options.context_length if ready is not None else None
         return pb.CountTokensResponse(token_count=len(result.ids) // 4, context_length=length or 0)
 
+    def _spec(self, request: pb.GenerateRequest, context: Any) -> GenerateSpec:
+        return spec_from_proto(request, self._limits, current_call(context).caller.priority)
+
     @contextmanager
-    def _hold_id(self, asked: str) -> Iterator[str]:
-        """The request's id, taken while it runs. Raises RequestIdInUse."""
+    def _hold_id(self, asked: str, tenant: str) -> Iterator[str]:
+        """The request's id, the tenant's own while it runs. Raises RequestIdInUse."""
         request_id = asked or uuid.uuid4().hex
-        if request_id in self._running:
+        held = (tenant, request_id)
+        if held in self._running:
             raise RequestIdInUse(request_id)
-        self._running.add(request_id)
+        self._running.add(held)
         try:
             yield request_id
         finally:
-            self._running.discard(request_id)
+            self._running.discard(held)
 
     async def _events(self, spec: GenerateSpec, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         """All messages of a generation; its work ends with the iteration, however that ends."""
@@ -124,7 +128,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         call.model = spec.model
         call.operation = "chat" if isinstance(spec.input, ChatInput) else "text_completion"
         deadline_s = deadline_of(context, call.began_s, self._max_request_s)
-        with self._hold_id(spec.request_id) as request_id:
+        with self._hold_id(spec.request_id, call.caller.tenant) as request_id:
             call.request_id = request_id
             if spec.output.queue_progress:
                 async with aclosing(self._load_progress(spec)) as progress:

@@ -19,6 +19,7 @@ from ..params import GenerationDefaults
 from ..types import LoadOptions
 from ..v1 import model_service_pb2 as pb
 from ..v1 import model_service_pb2_grpc as pb_grpc
+from .call import current_call
 from .convert import (
     Collector,
     defaults_from_proto,
@@ -63,7 +64,8 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
         wanted: list[int] = sorted(set(request.states))
         after = _read_page_token(request.page_token, wanted)
-        entries = [entry for entry in self._shelf.list() if entry.name > after]
+        may_use = current_call(context).caller.may_use
+        entries = [entry for entry in self._shelf.list() if entry.name > after and may_use(entry.name)]
         found = zip(entries, await measured(entries), strict=True)
         models = [model_to_proto(entry, status) for entry, status in found]
         models = [model for model in models if not wanted or model.status.state in wanted]
@@ -97,10 +99,11 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
     @answer
     async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> None:
         names = {self._shelf.get(name).name for name in request.names}
+        may_use = current_call(context).caller.may_use
         now = [entry.status() for entry in self._shelf.list()]
         with self._shelf.feed.watch(now) as watcher:
             async for status in watcher:
-                if not names or status.name in names:
+                if (not names or status.name in names) and may_use(status.name):
                     message = pb.WatchModelsResponse(status=status_to_proto(status))
                     await write(context, message, self._stall_timeout_s)
         raise Draining()  # only the server's stop ends the feed

@@ -59,8 +59,10 @@ class GenerateSpec(msgspec.Struct, frozen=True):
         return sampling, msgspec.structs.replace(self.stop, default_max_tokens=entry.max_tokens)
 
 
-def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_LIMITS) -> GenerateSpec:
-    """Raises InvalidField, every bad field named."""
+def spec_from_proto(
+    request: pb.GenerateRequest, limits: InputLimits = DEFAULT_LIMITS, cap: Priority = Priority.HIGH
+) -> GenerateSpec:
+    """`cap` is the most urgent that the caller may be. Raises InvalidField, every bad field named."""
     wrong = Collector()
     if not request.model:
         wrong.add("model", "is required")
@@ -96,7 +98,7 @@ def spec_from_proto(request: pb.GenerateRequest, limits: InputLimits = DEFAULT_L
         request_id=request.request_id,
         fail_on_restart=request.fail_on_restart,
         tag=request.client_tag,
-        priority=wrong.take(lambda: _priority(request.priority), Priority.NORMAL),
+        priority=wrong.take(lambda: _priority(request.priority, cap), Priority.NORMAL),
     )
     wrong.raise_found()
     return spec
@@ -122,10 +124,13 @@ def _overflow(number: int) -> OverflowPolicy:
     return enum_from_proto(number, pb.OverflowPolicy, "OVERFLOW_POLICY", OverflowPolicy, "overflow_policy")
 
 
-def _priority(number: int) -> Priority:
+def _priority(number: int, cap: Priority) -> Priority:
     if number == pb.PRIORITY_UNSPECIFIED:
-        return Priority.NORMAL
-    return enum_from_proto(number, pb.Priority, "PRIORITY", Priority, "priority")
+        return max(Priority.NORMAL, cap)
+    priority = enum_from_proto(number, pb.Priority, "PRIORITY", Priority, "priority")
+    if priority < cap:  # never lowered without a word
+        raise InvalidField("priority", f"must be at most {cap.name} with this key, is {priority.name}")
+    return priority
 
 
 def input_from_proto(

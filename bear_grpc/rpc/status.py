@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from .. import errors
-from .call import note_error
+from .call import may_know, note_error
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.LoadConflict: Code.ABORTED,
     errors.ConstraintDeadEnd: Code.ABORTED,
     errors.RequestQuarantined: Code.FAILED_PRECONDITION,
+    errors.KeyMissing: Code.UNAUTHENTICATED,
+    errors.KeyInvalid: Code.UNAUTHENTICATED,
+    errors.ScopeMissing: Code.PERMISSION_DENIED,
+    errors.ModelDenied: Code.PERMISSION_DENIED,
     errors.PathNotAllowed: Code.PERMISSION_DENIED,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
     errors.SlowConsumer: Code.RESOURCE_EXHAUSTED,
@@ -132,6 +136,14 @@ def to_status(error: errors.BearError) -> Any:
     return rpc_status.to_status(status)
 
 
+def _discreet(error: errors.BearError) -> errors.BearError:
+    """The error without the names of models that the caller may not know of."""
+    if not isinstance(error, errors.ModelNotFound):
+        return error
+    near = [name for name in error.metadata["nearest"].split(",") if name]
+    return errors.ModelNotFound(error.metadata["model"], [name for name in near if may_know(name)])
+
+
 async def abort(context: Any, error: errors.BearError) -> NoReturn:
     """Ends the call with the error's status."""
     note_error(error.reason)
@@ -170,7 +182,7 @@ def answer(method: Callable[..., Awaitable[T]]) -> Any:
             if type(exc) not in CODES:
                 log.error("%s has no status: %s", type(exc).__name__, exc)
                 exc = errors.BackendError("internal error")
-            await abort(context, exc)
+            await abort(context, _discreet(exc))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

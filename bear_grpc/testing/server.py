@@ -25,7 +25,14 @@ async def serve_in_process(**settings: Any) -> AsyncIterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="bear-") as folder:
         address = f"unix:{folder}/server.sock"
-        config = ServerConfig(**{"listen": [address], "models_dir": Path(folder) / "models", **settings})
+        config = ServerConfig(
+            **{
+                "listen": [address],
+                "models_dir": Path(folder) / "models",
+                "state_dir": Path(folder),
+                **settings,
+            }
+        )
         spawner = Spawner(config.sandbox)
         server = Server(config, spawner)
         try:

@@ -113,9 +113,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_KEY_MISSING: _ErrorReason.ValueType  # 34
     """UNAUTHENTICATED. The call carries no key."""
     ERROR_REASON_KEY_INVALID: _ErrorReason.ValueType  # 35
-    """UNAUTHENTICATED. The key is not known."""
+    """UNAUTHENTICATED. The key is not valid: unknown, wrong, expired or revoked;
+    which of them is not told. Ends running calls of a key that is revoked.
+    """
     ERROR_REASON_SCOPE_MISSING: _ErrorReason.ValueType  # 36
-    """PERMISSION_DENIED. The key does not allow this call."""
+    """PERMISSION_DENIED. The caller's scopes do not allow this call; metadata:
+    `method`, `scope`.
+    """
     ERROR_REASON_HUB_RATE_LIMITED: _ErrorReason.ValueType  # 37
     """RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
     from this server for now.
@@ -131,6 +135,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SANDBOX_UNAVAILABLE: _ErrorReason.ValueType  # 41
     """FAILED_PRECONDITION. The settings require a sandbox for workers that this
     system does not have; metadata: problem.
+    """
+    ERROR_REASON_MODEL_DENIED: _ErrorReason.ValueType  # 42
+    """PERMISSION_DENIED. The caller may not use a model of this name, whether
+    or not there is one; metadata: `model`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -232,9 +240,13 @@ ERROR_REASON_HUB_ACCESS_DENIED: ErrorReason.ValueType  # 33
 ERROR_REASON_KEY_MISSING: ErrorReason.ValueType  # 34
 """UNAUTHENTICATED. The call carries no key."""
 ERROR_REASON_KEY_INVALID: ErrorReason.ValueType  # 35
-"""UNAUTHENTICATED. The key is not known."""
+"""UNAUTHENTICATED. The key is not valid: unknown, wrong, expired or revoked;
+which of them is not told. Ends running calls of a key that is revoked.
+"""
 ERROR_REASON_SCOPE_MISSING: ErrorReason.ValueType  # 36
-"""PERMISSION_DENIED. The key does not allow this call."""
+"""PERMISSION_DENIED. The caller's scopes do not allow this call; metadata:
+`method`, `scope`.
+"""
 ERROR_REASON_HUB_RATE_LIMITED: ErrorReason.ValueType  # 37
 """RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
 from this server for now.
@@ -250,5 +262,9 @@ could be drawn from: its file may be damaged.
 ERROR_REASON_SANDBOX_UNAVAILABLE: ErrorReason.ValueType  # 41
 """FAILED_PRECONDITION. The settings require a sandbox for workers that this
 system does not have; metadata: problem.
+"""
+ERROR_REASON_MODEL_DENIED: ErrorReason.ValueType  # 42
+"""PERMISSION_DENIED. The caller may not use a model of this name, whether
+or not there is one; metadata: `model`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -111,7 +111,7 @@ class _Priority:
 class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
-    """Unset: NORMAL."""
+    """Unset: NORMAL, or LOW for a key that may have no more."""
     PRIORITY_LOW: _Priority.ValueType  # 1
     """After all others, also those of other tenants."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
@@ -125,7 +125,7 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
     """
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
-"""Unset: NORMAL."""
+"""Unset: NORMAL, or LOW for a key that may have no more."""
 PRIORITY_LOW: Priority.ValueType  # 1
 """After all others, also those of other tenants."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
@@ -813,7 +813,7 @@ class GenerateRequest(_message.Message):
     `seed` + i. 1 to `limits.max_answers`. Default: 1.
     """
     priority: Global___Priority.ValueType
-    """How urgent it is."""
+    """How urgent it is. INVALID_FIELD above what the caller's key may have."""
     overflow_policy: Global___OverflowPolicy.ValueType
     """What to do with a prompt that is too long."""
     load_if_needed: _builtins.bool
@@ -825,8 +825,8 @@ class GenerateRequest(_message.Message):
     between the labels of one tenant.
     """
     request_id: _builtins.str
-    """An id of the client's choice, unique among running requests
-    (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
+    """An id of the client's choice, unique among the running requests of its
+    caller (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
     """
     fail_on_restart: _builtins.bool
     """Whether it ends with WORKER_CRASHED when the model's worker dies. Default:

@@ -14,33 +14,39 @@ from tests.client.fake_server import FakeServer
 
 DOC = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 VERBS = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+GROUPS = [group.name for group in app.registered_groups]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *GROUPS])
 def test_every_verb_has_a_heading_and_a_screen(verb: str) -> None:
     assert re.search(rf"^### .*\bbear {verb}\b", DOC, re.MULTILINE)
     assert re.search(rf"^\$ .*\bbear {verb}\b", DOC, re.MULTILINE)
 
 
 def test_every_option_of_a_screen_is_one_of_its_verb(bear: Bear) -> None:
-    lines = re.findall(r"^\$ .*?\bbear ([a-z]+)([^\n]*)", DOC, re.MULTILINE)
+    lines = re.findall(r"^\$ .*?\bbear ([a-z]+)(?: ([a-z]+))?([^\n|]*)", DOC, re.MULTILINE)
     assert lines
-    for verb, rest in lines:
-        usage = bear(verb, "--help").stdout
+    for verb, under, rest in lines:
+        # Of a group, such as `bear keys`, the options are those of the verb within it.
+        usage = bear(verb, *([under] if verb in GROUPS else []), "--help").stdout
         assert [option for option in re.findall(r"--[a-z-]+", rest) if option not in usage] == []
 
 
 def test_every_option_in_the_text_is_one_of_some_verb(bear: Bear) -> None:
-    usage = "".join(bear(verb, "--help").stdout for verb in VERBS)
+    usage = bear("--help").stdout + "".join(bear(verb, "--help").stdout for verb in VERBS)
     told = set(re.findall(r"`(--[a-z-]+)", DOC))
     assert told
     assert [option for option in told if option not in usage] == []
 
 
-@pytest.mark.parametrize("args", [("list", "--all"), ("ps",), ("prune", "--dry-run"), ("estimate", "demo")])
+@pytest.mark.parametrize(
+    "args",
+    [("list", "--all"), ("ps",), ("prune", "--dry-run"), ("estimate", "demo"), ("keys", "list", "--all")],
+)
 def test_every_table_has_the_columns_that_are_printed(
-    bear: Bear, server: FakeServer, args: tuple[str, ...]
+    bear: Bear, server: FakeServer, args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BEAR_STATE_DIR", str(tmp_path))
     server.models = [samples.DEMO, samples.TINY]
     header = bear(*args).stdout.splitlines()[0].split()
     assert header in [line.split() for line in DOC.splitlines()]

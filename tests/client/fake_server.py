@@ -71,6 +71,7 @@ class FakeServer(
 
     def __init__(self, address: str) -> None:
         self.requests: list[Message] = []
+        self.credentials: list[str | bytes | None] = []  # of the same calls
         self.texts = ["Hel", "", "lo"]
         self.models = [samples.DEMO, samples.PLAIN]
         self.pulled = [*samples.PULLED]
@@ -104,6 +105,7 @@ class FakeServer(
 
     def _take(self, request: Message, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
+        self.credentials.append(dict(context.invocation_metadata()).get("authorization"))
         if self.refusal is not None:
             self._refuse(self.refusal, context)
 

@@ -37,7 +37,14 @@ class RunningServer:
     ) -> None:
         """`wrapper` is what the command is given to; it must exec it."""
         self.target = f"unix:{folder}/{name}.sock"
-        given = ("--models-dir", str(folder / "models"), "--allow-path", str(folder))
+        given = (
+            "--models-dir",
+            f"{folder}/models",
+            "--state-dir",
+            f"{folder}/state",
+            "--allow-path",
+            str(folder),
+        )
         self._command = (*wrapper, *BEAR, "serve", "--listen", self.target, *given, *args)
         self._environ = {**os.environ, **(environ or {})}
         self.lines: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -153,17 +154,33 @@ async def read_until(call: Any, kind: str, count: int = 1) -> list[inference_pb.
     return seen
 
 
-class Api:
-    """All services of one server, over a channel of its own."""
+class _Keyed:
+    """A channel whose calls show a key, for stubs."""
 
-    def __init__(self, target: str, options: list[tuple[str, Any]] | None = None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, key: str) -> None:
+        self._channel = channel
+        self._metadata = (("authorization", f"Bearer {key}"),)
+
+    def __getattr__(self, kind: str) -> Any:
+        def make(*args: Any, **given: Any) -> Any:
+            return functools.partial(getattr(self._channel, kind)(*args, **given), metadata=self._metadata)
+
+        return make
+
+
+class Api:
+    """All services of one server, over a channel of its own; every call shows `key` if there is one."""
+
+    def __init__(self, target: str, options: list[tuple[str, Any]] | None = None, *, key: str = "") -> None:
         self.target = target
         local = [("grpc.use_local_subchannel_pool", 1), *(options or [])]
         self.channel = grpc.aio.insecure_channel(target, local)
-        self.inference = inference_grpc.InferenceServiceStub(self.channel)
-        self.models = models_grpc.ModelServiceStub(self.channel)
-        self.server = server_grpc.ServerServiceStub(self.channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)
+        used: Any = _Keyed(self.channel, key) if key else self.channel
+        self.calls = used
+        self.inference = inference_grpc.InferenceServiceStub(used)
+        self.models = models_grpc.ModelServiceStub(used)
+        self.server = server_grpc.ServerServiceStub(used)
+        self.health = health_pb2_grpc.HealthStub(used)
 
     async def __aenter__(self) -> Self:
         return self
@@ -241,6 +258,7 @@ async def serving(folder: Path, spawner: Spawner, **settings: Any) -> AsyncItera
     values: dict[str, Any] = {
         "listen": [f"unix:{folder}/bear.sock"],
         "models_dir": folder / "models",
+        "state_dir": folder / "state",
         "allow_path": [folder],
         "offline": True,
         **settings,

@@ -51,6 +51,8 @@ export interface BearClientOptions {
   credentials?: ChannelCredentials;
   /** Options of the grpc-js channel. */
   options?: ClientOptions;
+  /** API key of every call, for a server that asks for one. */
+  apiKey?: string;
   /** Headers of every call. */
   metadata?: Record<string, string>;
 }
@@ -69,14 +71,14 @@ export class BearClient {
   readonly #connection: Connection;
 
   /** `target` is `host:port` or `unix:/path/to/socket`. */
-  constructor(target: string, { credentials, options, metadata }: BearClientOptions = {}) {
+  constructor(target: string, { credentials, options, apiKey, metadata }: BearClientOptions = {}) {
     // `GetServerInfo` tells how large answers may become; grpc-js would refuse those above 4 MiB.
     const channel = { "grpc.max_receive_message_length": -1, ...options };
     this.#connection = new Connection(
       target,
       credentials ?? grpcCredentials.createInsecure(),
       channel,
-      metadata ?? {},
+      { ...(apiKey ? { authorization: `Bearer ${apiKey}` } : {}), ...metadata },
     );
   }
 

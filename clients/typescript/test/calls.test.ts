@@ -270,6 +270,18 @@ test("headers of the client and of the call are sent", async (t) => {
   assert.deepEqual([seen?.get("authorization"), seen?.get("x-a")], [["Bearer k"], ["call"]]);
 });
 
+test("an API key goes with every call", async (t) => {
+  let seen: Metadata | undefined;
+  const getServerInfo = (call: TestCall, reply: (error: null, response: object) => void) => {
+    seen = call.metadata;
+    reply(null, GetServerInfoResponse.fromPartial({}));
+  };
+  const options = { apiKey: "bear_id_secret", metadata: { "x-a": "client" } };
+  const { client } = await connect(t, [[ServerServiceService, { getServerInfo }]], options);
+  await client.serverInfo({ metadata: { "x-a": "call" } });
+  assert.deepEqual([seen?.get("authorization"), seen?.get("x-a")], [["Bearer bear_id_secret"], ["call"]]);
+});
+
 test("any method of the contract can be called", async (t) => {
   const pullModel = (call: TestCall) => {
     call.write({

@@ -114,9 +114,15 @@ export enum ErrorReason {
   ERROR_REASON_HUB_ACCESS_DENIED = 33,
   /** ERROR_REASON_KEY_MISSING - UNAUTHENTICATED. The call carries no key. */
   ERROR_REASON_KEY_MISSING = 34,
-  /** ERROR_REASON_KEY_INVALID - UNAUTHENTICATED. The key is not known. */
+  /**
+   * ERROR_REASON_KEY_INVALID - UNAUTHENTICATED. The key is not valid: unknown, wrong, expired or revoked;
+   * which of them is not told. Ends running calls of a key that is revoked.
+   */
   ERROR_REASON_KEY_INVALID = 35,
-  /** ERROR_REASON_SCOPE_MISSING - PERMISSION_DENIED. The key does not allow this call. */
+  /**
+   * ERROR_REASON_SCOPE_MISSING - PERMISSION_DENIED. The caller's scopes do not allow this call; metadata:
+   * `method`, `scope`.
+   */
   ERROR_REASON_SCOPE_MISSING = 36,
   /**
    * ERROR_REASON_HUB_RATE_LIMITED - RESOURCE_EXHAUSTED, with RetryInfo. The model hub takes no more requests
@@ -137,5 +143,10 @@ export enum ErrorReason {
    * system does not have; metadata: problem.
    */
   ERROR_REASON_SANDBOX_UNAVAILABLE = 41,
+  /**
+   * ERROR_REASON_MODEL_DENIED - PERMISSION_DENIED. The caller may not use a model of this name, whether
+   * or not there is one; metadata: `model`.
+   */
+  ERROR_REASON_MODEL_DENIED = 42,
   UNRECOGNIZED = -1,
 }

@@ -70,7 +70,7 @@ export enum OverflowPolicy {
  * urgent (setting `priority_aging_s`). May grow.
  */
 export enum Priority {
-  /** PRIORITY_UNSPECIFIED - Unset: NORMAL. */
+  /** PRIORITY_UNSPECIFIED - Unset: NORMAL, or LOW for a key that may have no more. */
   PRIORITY_UNSPECIFIED = 0,
   /** PRIORITY_LOW - After all others, also those of other tenants. */
   PRIORITY_LOW = 1,
@@ -475,7 +475,7 @@ export interface GenerateRequest {
   n?:
     | number
     | undefined;
-  /** How urgent it is. */
+  /** How urgent it is. INVALID_FIELD above what the caller's key may have. */
   priority: Priority;
   /** What to do with a prompt that is too long. */
   overflowPolicy: OverflowPolicy;
@@ -499,8 +499,8 @@ export interface GenerateRequest {
    */
   clientTag: string;
   /**
-   * An id of the client's choice, unique among running requests
-   * (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
+   * An id of the client's choice, unique among the running requests of its
+   * caller (REQUEST_ID_IN_USE), up to 128 bytes. Empty: chosen by the server.
    */
   requestId: string;
   /**
