@@ -10,7 +10,15 @@ _SERVER = "/bear_grpc.v1.ServerService/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 # For everybody: probes and balancers have no key. The health of single models is not (`rpc.access`).
-OPEN = frozenset({_HEALTH + "Check", _HEALTH + "List", _HEALTH + "Watch"})
+# Load reports, of sums only, are asked for by balancers themselves.
+OPEN = frozenset(
+    {
+        _HEALTH + "Check",
+        _HEALTH + "List",
+        _HEALTH + "Watch",
+        "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics",
+    }
+)
 
 SCOPES: dict[str, Scope] = {
     _INFERENCE + "Generate": Scope.INFER,

@@ -55,6 +55,7 @@ OPENS = {
 }
 EVERYTHING = frozenset(Scope)
 HEALTH = "grpc.health.v1.Health"
+ORCA = "xds.service.orca.v3.OpenRcaService"
 V1 = "grpc.reflection.v1.ServerReflection"
 REFUSED = (Code.UNAUTHENTICATED, "KEY_INVALID")
 
@@ -158,7 +159,7 @@ async def methods(locked: Locked) -> list[Method]:
     found.add(dataclasses.replace(itself, service=V1))
     # Drain comes last: it would refuse what comes after it.
     return sorted(
-        (method for method in found if method.service != HEALTH),
+        (method for method in found if method.service not in (HEALTH, ORCA)),
         key=lambda each: (each.name == "Drain", each.path),
     )
 
@@ -166,7 +167,7 @@ async def methods(locked: Locked) -> list[Method]:
 async def test_policy_has_every_method_that_is_served_and_no_other(methods: list[Method]) -> None:
     assert {method.path for method in methods} == {*SCOPES}
     assert {method.name for method in methods} == set[str]().union(*OPENS.values())
-    assert {path.split("/")[1] for path in OPEN} == {HEALTH}
+    assert {path.split("/")[1] for path in OPEN} == {HEALTH, ORCA}
 
 
 async def test_call_without_a_key_is_refused_by_every_method(locked: Locked, methods: list[Method]) -> None:

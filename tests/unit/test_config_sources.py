@@ -141,6 +141,7 @@ def test_origins_tell_where_each_value_comes_from(tmp_path: Path) -> None:
         "stop_grace_s": "--set",
         "models_dir": "default",
         "hub_cache": "HF_HOME",
+        "state_dir": "default",
     }
     assert (made.config.max_pulls, made.config.limits.max_answers, made.config.limits.max_choices) == (
         4,
