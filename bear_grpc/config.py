@@ -6,7 +6,6 @@ Merge order: defaults < file < `BEAR_*` variables < flags.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import logging
 import os
 from collections.abc import Mapping
@@ -16,8 +15,10 @@ from typing import Any, Literal
 import msgspec
 import platformdirs
 
+from .access.certificates import Identity
 from .input_limits import DEFAULT_LIMITS, InputLimits
 from .params import GenerationDefaults
+from .transport import DEFAULT_SOCKET_MODE, Listener, Tls, listeners_of, problems
 from .types import LoadOptions, SandboxMode
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,17 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_WITHDRAWAL_S = 2.0
 PREFIX = "BEAR_"
 # Variables of the client and of the build, which are no settings of the server.
-FOREIGN = frozenset({"BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"})
+FOREIGN = frozenset(
+    {
+        *("BEAR_SERVER", "BEAR_SERVER_TLS", "BEAR_SERVER_CA", "BEAR_CLIENT_CERTIFICATE", "BEAR_CLIENT_KEY"),
+        *("BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"),
+    }
+)
+
+
+# Tables whose settings have variables: BEAR_LIMITS_MAX_ANSWERS. Of others there are many.
+_TABLES: dict[str, type[msgspec.Struct]] = {"limits": InputLimits, "tls": Tls}
+_IN_FILES_ONLY = ("models", "identities", "listeners", *_TABLES)
 
 
 class ConfigError(Exception):
@@ -44,6 +55,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of a server. `_s` are seconds."""
 
     listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
+    listeners: list[Listener] = []  # besides those of `listen`
+    socket_mode: str = DEFAULT_SOCKET_MODE  # of the files of unix sockets
+    # Without it nobody serves other machines without TLS, or without asking who they are.
+    insecure_public: bool = False
+    tls: Tls = Tls()
+    auth: Literal["off", "keys"] = "off"
+    identities: dict[str, Identity] = {}  # of client certificates, by patterns of their names
     load: list[str] = []
     models_dir: Path = Path()
     allow_path: list[Path] = []
@@ -83,8 +101,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"ServerConfig({msgspec.structs.asdict(shown)})"
 
     def __post_init__(self) -> None:
-        if not self.listen:
-            raise ConfigError("listen: at least one address is needed")
+        asks = self.auth != "off"
+        for problem in problems(
+            self.all_listeners, self.tls, keys_are_asked=asks, insecure_public=self.insecure_public
+        ):
+            raise ConfigError(problem)
+        if self.identities and not asks:
+            raise ConfigError("identities: what they may do is asked with auth = 'keys' only")
         for name in ("max_waiting_requests", "stall_timeout_s", "heartbeat_timeout_s", "max_pulls"):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")
@@ -110,27 +133,23 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError("; ".join(f"{v.field}: {v.description}" for v in wrong))
 
     @property
+    def all_listeners(self) -> list[Listener]:
+        """Those of `listen` and of `listeners`, in full."""
+        return listeners_of(self.listen, self.listeners, self.tls, self.socket_mode)
+
+    @property
     def with_reflection(self) -> bool:
         """Whether reflection is served: as set, else on loopback and unix sockets only."""
-        return self.reflection if self.reflection is not None else all(map(is_local, self.listen))
+        if self.reflection is not None:
+            return self.reflection
+        return all(listener.is_local for listener in self.all_listeners if listener.serves == "all")
 
     @property
     def pause_s(self) -> float:
         """The pause of a withdrawal: as set, else none where only this machine can connect."""
         if self.withdrawal_s is not None:
             return self.withdrawal_s
-        return 0.0 if all(map(is_local, self.listen)) else DEFAULT_WITHDRAWAL_S
-
-
-def is_local(address: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return 0.0 if all(listener.is_local for listener in self.all_listeners) else DEFAULT_WITHDRAWAL_S
 
 
 def available_cores() -> int:
@@ -152,11 +171,8 @@ def load_config(
 ) -> ServerConfig:
     """The settings in force. Flags with value None are not given. Raises ConfigError."""
     values = _from_file(file) if file is not None else {}
-    limits = values.get("limits", {})
-    values.update(_from_environment(os.environ if environ is None else environ))
-    if isinstance(limits, dict) and "limits" in values:
-        values["limits"] = limits | values["limits"]
-    values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
+    _merge(values, _from_environment(os.environ if environ is None else environ))
+    _merge(values, {name: value for name, value in (flags or {}).items() if value not in (None, [], (), {})})
     values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
     values.setdefault("hub_cache", _hub_cache(os.environ if environ is None else environ))
     unknown = [name for name in values if name not in ServerConfig.__struct_fields__]
@@ -166,6 +182,14 @@ def load_config(
         return msgspec.convert(values, ServerConfig, strict=False, dec_hook=_decode, str_keys=True)
     except msgspec.ValidationError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Sets the values; of tables, those that are told."""
+    for name, value in over.items():
+        under = values.get(name)
+        is_table = name in _TABLES and isinstance(under, dict) and isinstance(value, dict)
+        values[name] = under | value if is_table else value
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -204,11 +228,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable in FOREIGN or name in ("models", "limits"):
+        if not variable.startswith(PREFIX) or variable in FOREIGN or name in _IN_FILES_ONLY:
             continue
-        limit = name.removeprefix("limits_")
-        if name != limit and limit in InputLimits.__struct_fields__:
-            values.setdefault("limits", {})[limit] = text
+        table, _, rest = name.partition("_")
+        if table in _TABLES and rest in _TABLES[table].__struct_fields__:
+            values.setdefault(table, {})[rest] = text
             continue
         if name not in ServerConfig.__struct_fields__:
             log.warning("%s: %s", variable, _unknown(name))

@@ -11,9 +11,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
 from . import __version__
+from .access.certificates import EVERYBODY, Identities
 from .config import ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.limits import ExecutorLimits
@@ -26,7 +25,9 @@ from .models.registry import Registry
 from .models.shelf import Shelf
 from .rpc.calls import Calls
 from .rpc.health import Health
+from .rpc.identity import Certified
 from .rpc.inference import InferenceServicer
+from .rpc.listeners import ADMIN, ALL, HEALTH, Listeners
 from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
@@ -129,10 +130,19 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
-        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls])
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        self.identities = Identities(EVERYBODY if config.auth == "off" else config.identities)
+        listeners = config.all_listeners
+        ask_certificates = any(listener.tls == "mutual" for listener in listeners)
+        self._listeners = Listeners(
+            listeners,
+            config.tls,
+            options=_channel_args(config),
+            interceptors=[self.calls, *([Certified(self.identities)] if ask_certificates else [])],
+        )
+        self._listeners.add(
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
-            self._server,
+            *(ALL, ADMIN),
         )
         inference = InferenceServicer(
             self.shelf,
@@ -142,35 +152,34 @@ class Server:
             config.limits,
             config.max_request_s,
         )
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        add_inference = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
+        self._listeners.add(add_inference, inference, ALL)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain)
-        server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
+        self._listeners.add(server_service_pb2_grpc.add_ServerServiceServicer_to_server, about, ALL, ADMIN)
         self._add_introspection()
 
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
-        if self._config.with_reflection:
-            name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            add_reflection([*SERVICES, name], self._server)
+        add_health = health_pb2_grpc.add_HealthServicer_to_server
+        self._listeners.add(add_health, self.health.servicer, ALL, ADMIN, HEALTH)
+        reflected = [ALL] if self._config.with_reflection else []
+        if self._config.reflection is not False:
+            reflected.append(ADMIN)  # on this machine only
+        name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        self._listeners.add(add_reflection, [*SERVICES, name], *reflected)
 
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
 
-        Raises ConfigError for an address that cannot be bound, and what a load raises.
+        Raises ConfigError for an address that cannot be bound and for certificates that cannot be
+        used, and what a load raises.
         """
         await self.health.open()
-        for address in self._config.listen:
-            try:
-                port = self._server.add_insecure_port(address)
-            except RuntimeError as exc:
-                raise ConfigError(f"listen: cannot bind {address} (in use, or not this machine's)") from exc
-            is_socket = address.startswith("unix")
-            self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
+        self.addresses = self._listeners.bind()
         await self.shelf.open()
         await self.pulls.open()
-        await self._server.start()
+        await self._listeners.start()
         for name in self._config.load:
             await self.manager.load(name)
         await self.health.set_serving()
@@ -221,7 +230,7 @@ class Server:
         await self.manager.close()
         self.shelf.feed.close()
         self.health.end_watches()
-        await self._server.stop(LAST_CALLS_S)
+        await self._listeners.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
 

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "types": {"errors"},
     "input_limits": set(),
     "params": {"errors", "input_limits"},
-    "config": {"types", "input_limits", "params", "errors"},
+    "transport": set(),
+    "config": {"types", "input_limits", "params", "errors", "transport", "access"},
     "host": set(),
     "suspects": set(),
     "load_plan": {"types", "errors"},
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "access": {"types", "params", "errors"},
     "rpc": {
         "access",
+        "transport",
         "types",
         "input_limits",
         "params",
@@ -64,6 +66,7 @@ MAY_IMPORT = {
         "__init__",
     },
     "server": {
+        "access",
         "types",
         "input_limits",
         "params",
@@ -102,6 +105,8 @@ FORBIDDEN = {
     "client": {"llama_cpp", "numpy"},
     "cli": {"llama_cpp", "numpy"},
     "config": {"grpc", "google", "llama_cpp", "numpy", "asyncio"},
+    "transport": {"grpc", "google", "llama_cpp", "numpy", "asyncio"},
+    "access": {"grpc", "google", "llama_cpp", "numpy"},
 }
 
 NAMES_STATUS_CODE = {"rpc/status.py"}

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from bear_grpc import config
-from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, is_local, load_config
+from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, load_config
 from bear_grpc.params import GenerationDefaults
+from bear_grpc.transport import is_local
 from bear_grpc.types import LoadOptions
 
 
@@ -139,7 +140,7 @@ def test_config_every_setting_has_a_field_of_a_known_form():
     kinds = {
         field.name: str(field.type)
         for field in msgspec.structs.fields(ServerConfig)
-        if field.name not in ("listen", "load", "allow_path", "models")
+        if field.name not in ("listen", "listeners", "identities", "load", "allow_path", "models")
     }
     assert not [name for name, kind in kinds.items() if "list" in kind or "dict" in kind]
 
@@ -175,7 +176,7 @@ def test_is_local_holds_for_addresses_of_this_machine_only(address, local):
     ],
 )
 def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, served):
-    assert ServerConfig(listen=listen, reflection=reflection).with_reflection is served
+    assert ServerConfig(listen=listen, reflection=reflection, insecure_public=True).with_reflection is served
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, ser
     ],
 )
 def test_a_withdrawal_unset_has_a_pause_where_others_connect(withdrawal_s, listen, pause_s):
-    assert ServerConfig(listen=listen, withdrawal_s=withdrawal_s).pause_s == pause_s
+    assert ServerConfig(listen=listen, withdrawal_s=withdrawal_s, insecure_public=True).pause_s == pause_s
 
 
 def test_available_cores_are_at_least_1_and_at_most_all():
