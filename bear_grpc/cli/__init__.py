@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from bear_grpc import __version__
-from bear_grpc.cli import drain, estimate, health, load, models, output, pull, run, serve, show, text
+from bear_grpc.cli import drain, estimate, health, load, models, output, pull, run, serve, session, show, text
 from bear_grpc.cli.advice import report
 from bear_grpc.errors import BearError
 
@@ -65,14 +65,38 @@ def _globals(
         typer.Option(
             metavar="ADDRESS",
             envvar="BEAR_SERVER",
-            help="HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
+            help="HOST:PORT, grpcs://HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
         ),
+    ] = None,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", envvar="BEAR_SERVER_TLS", help="Use TLS; the same as grpcs:// in the address."),
+    ] = False,
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="BEAR_SERVER_CA",
+            help="Use TLS, and trust the certificates that these (PEM) have signed.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="BEAR_CLIENT_CERTIFICATE",
+            help="Use TLS with this client certificate (PEM).",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", envvar="BEAR_CLIENT_KEY", help="Its private key (PEM).")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     ctx.obj = server
+    session.remember_tls(ctx, tls, tls_ca, tls_cert, tls_key)
 
 
 app.command()(serve.serve)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bear_grpc.client import Client
+    from bear_grpc.client import Client, Tls
 
 Server = Annotated[
     str | None,
@@ -20,6 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Model = Annotated[str, typer.Argument(help="Name or alias of the model.")]
 ModelOrFile = Annotated[str, typer.Argument(help="Name or alias of the model, or a file on the hub.")]
 
+_TLS = "bear_grpc.tls"
 # Longer than any honest answer of these calls takes.
 _TIMEOUT_S = 30.0
 # Of calls for which the server may have to ask the hub first: its own limits end them before.
@@ -33,5 +34,25 @@ def connect(ctx: typer.Context, server: str | None) -> Iterator[Client]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from bear_grpc.client import DEFAULT_TARGET, Client
 
-    with Client(server or ctx.obj or DEFAULT_TARGET, timeout=_TIMEOUT_S) as client:
+    try:
+        tls = _tls(ctx)
+        client = Client(server or ctx.obj or DEFAULT_TARGET, timeout=_TIMEOUT_S, tls=tls)
+    except (OSError, ValueError) as error:
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise typer.BadParameter(told) from None
+    with client:
         yield client
+
+
+def remember_tls(
+    ctx: typer.Context, on: bool, ca: str | None, certificate: str | None, key: str | None
+) -> None:
+    """Keeps what the options before the verb say of TLS for `connect`."""
+    ctx.meta[_TLS] = (on, ca, certificate, key)
+
+
+def _tls(ctx: typer.Context) -> Tls | bool:
+    from bear_grpc.client import Tls
+
+    on, *files = ctx.meta.get(_TLS, (False, None, None, None))
+    return Tls(*files) if any(files) else on

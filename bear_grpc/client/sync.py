@@ -21,6 +21,7 @@ from bear_grpc.client.channel import (
 from bear_grpc.client.errors import ServerUnreachable, translate
 from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptions, Message, Seconds
 from bear_grpc.client.streams import Stream
+from bear_grpc.client.tls import Tls, address_of, tls_of
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import model_service_pb2 as models
 from bear_grpc.v1 import server_service_pb2 as server
@@ -33,8 +34,16 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
+def _connect(target: str, tls: Tls | bool, options: ChannelOptions | None) -> grpc.Channel:
+    secured, address = tls_of(target, tls), address_of(target)
+    if secured is None:
+        return grpc.insecure_channel(address, channel_options(address, options))
+    arguments = channel_options(address, options, secured.server_name)
+    return grpc.secure_channel(address, secured.credentials(), arguments)
+
+
 class Client:
-    """A connection to a server at `HOST:PORT` or `unix:PATH`.
+    """A connection to a server at `HOST:PORT`, `grpcs://HOST:PORT` (TLS) or `unix:PATH`.
 
     Methods return the response message of their RPC and raise `BearError`s; streams yield the messages.
     `timeout` (seconds) of a method is the deadline of the call. Without one, calls that answer at once have
@@ -46,13 +55,14 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        tls: Tls | bool = False,
         options: ChannelOptions | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here."""
+        """A `channel` of the caller's own is used as it is, without `tls`, and not closed here."""
         self.target = target
         self._timeout = timeout
-        self._own = None if channel else grpc.insecure_channel(target, channel_options(target, options))
+        self._own = None if channel else _connect(target, tls, options)
         used = channel or self._own
         assert used is not None
         self._inference = InferenceServiceStub(used)

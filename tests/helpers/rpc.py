@@ -156,10 +156,18 @@ async def read_until(call: Any, kind: str, count: int = 1) -> list[inference_pb.
 class Api:
     """All services of one server, over a channel of its own."""
 
-    def __init__(self, target: str, options: list[tuple[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        options: list[tuple[str, Any]] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.target = target
         local = [("grpc.use_local_subchannel_pool", 1), *(options or [])]
-        self.channel = grpc.aio.insecure_channel(target, local)
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, local)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, local)
         self.inference = inference_grpc.InferenceServiceStub(self.channel)
         self.models = models_grpc.ModelServiceStub(self.channel)
         self.server = server_grpc.ServerServiceStub(self.channel)
