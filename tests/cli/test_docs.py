@@ -31,7 +31,7 @@ def test_every_option_of_a_screen_is_one_of_its_verb(bear: Bear) -> None:
 
 
 def test_every_option_in_the_text_is_one_of_some_verb(bear: Bear) -> None:
-    usage = "".join(bear(verb, "--help").stdout for verb in VERBS)
+    usage = bear("--help").stdout + "".join(bear(verb, "--help").stdout for verb in VERBS)
     told = set(re.findall(r"`(--[a-z-]+)", DOC))
     assert told
     assert [option for option in told if option not in usage] == []
