@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
 from . import __version__
 from .access.authentication import Authenticator
+from .access.certificates import EVERYBODY, Identities
 from .access.keys import KeyStoreError
 from .access.live_keys import LiveKeys
 from .access.slowing import Failures
@@ -35,7 +34,9 @@ from .reload import Reloads
 from .rpc.access import Access
 from .rpc.calls import Calls
 from .rpc.health import Health
+from .rpc.identity import Certified
 from .rpc.inference import InferenceServicer
+from .rpc.listeners import ADMIN, ALL, HEALTH, Listeners
 from .rpc.load import GenerationRate
 from .rpc.models import ModelServicer
 from .rpc.orca import OrcaServicer, add_orca
@@ -152,10 +153,20 @@ class Server:
         self.keys: LiveKeys | None = None
         if authenticator is not None:
             self.keys = LiveKeys(config.state_dir, authenticator, access.end_invalid)
-        self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls, access])
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        self.identities = Identities(EVERYBODY if config.auth == "off" else config.identities)
+        listeners = config.all_listeners
+        ask_certificates = any(listener.tls == "mutual" for listener in listeners)
+        certified = [Certified(self.identities)] if ask_certificates else []
+        self._listeners = Listeners(
+            listeners,
+            config.tls,
+            options=_channel_args(config),
+            interceptors=[self.calls, *certified, access],
+        )
+        self._listeners.add(
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server,
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
-            self._server,
+            *(ALL, ADMIN),
         )
         inference = InferenceServicer(
             self.shelf,
@@ -165,12 +176,13 @@ class Server:
             config.limits,
             config.max_request_s,
         )
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        add_inference = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
+        self._listeners.add(add_inference, inference, ALL)
         self.load, rate = LoadMeter(self.shelf), GenerationRate()
         self.calls.add(rate)
         about = ServerServicer(self.shelf, spawner, config, cores, self.drain, self.load, rate)
-        server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
-        add_orca(OrcaServicer(self.load, rate, config.stall_timeout_s), self._server)
+        self._listeners.add(server_service_pb2_grpc.add_ServerServiceServicer_to_server, about, ALL, ADMIN)
+        self._listeners.add(add_orca, OrcaServicer(self.load, rate, config.stall_timeout_s), ALL, ADMIN)
         self._add_introspection()
         self.reloads = Reloads(config)
         self.reloads.add("limits", "max_request_s", apply=inference.reload)
@@ -203,16 +215,19 @@ class Server:
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._server)
-        if self._config.with_reflection:
-            name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-            add_reflection([*SERVICES, name, ORCA_SERVICE], self._server)
+        add_health = health_pb2_grpc.add_HealthServicer_to_server
+        self._listeners.add(add_health, self.health.servicer, ALL, ADMIN, HEALTH)
+        reflected = [ALL] if self._config.with_reflection else []
+        if self._config.reflection is not False:
+            reflected.append(ADMIN)  # on this machine only
+        name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        self._listeners.add(add_reflection, [*SERVICES, name, ORCA_SERVICE], *reflected)
 
     async def start(self) -> None:
         """Listens, loads the models of the configuration, then reports SERVING.
 
-        Raises ConfigError for an address that cannot be bound and for keys that cannot be read, and what a
-        load raises.
+        Raises ConfigError for an address that cannot be bound, for certificates that cannot be used, for
+        keys that cannot be read, and what a load raises.
         """
         if self._config.otlp_endpoint:
             self._tracing = Tracing(self._config.otlp_endpoint, self._config.trace_sample_ratio)
@@ -223,16 +238,10 @@ class Server:
             except KeyStoreError as exc:
                 raise ConfigError(f"state_dir: {exc}") from exc
         await self.health.open()
-        for address in self._config.listen:
-            try:
-                port = self._server.add_insecure_port(address)
-            except RuntimeError as exc:
-                raise ConfigError(f"listen: cannot bind {address} (in use, or not this machine's)") from exc
-            is_socket = address.startswith("unix")
-            self.addresses.append(address if is_socket else f"{address.rpartition(':')[0]}:{port}")
+        self.addresses = self._listeners.bind()
         await self.shelf.open()
         await self.pulls.open()
-        await self._server.start()
+        await self._listeners.start()
         for name in self._config.load:
             await self.manager.load(name)
         await self.health.set_serving()
@@ -284,7 +293,7 @@ class Server:
         self.shelf.feed.close()
         self.load.close()
         self.health.end_watches()
-        await self._server.stop(LAST_CALLS_S)
+        await self._listeners.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
         if self._tracing is not None:

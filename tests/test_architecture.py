@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "types": {"errors"},
     "input_limits": set(),
     "params": {"errors", "input_limits"},
-    "config": {"types", "input_limits", "params", "errors"},
+    "transport": set(),
+    "config": {"types", "input_limits", "params", "errors", "transport", "access"},
     "reload": {"config"},
     "host": set(),
     "suspects": set(),
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "access": {"types", "params", "errors"},
     "rpc": {
         "access",
+        "transport",
         "types",
         "input_limits",
         "params",
@@ -121,6 +123,8 @@ FORBIDDEN = {
     "client": {"llama_cpp", "numpy"},
     "cli": {"llama_cpp", "numpy"},
     "config": {"grpc", "google", "llama_cpp", "numpy", "asyncio"},
+    "transport": {"grpc", "google", "llama_cpp", "numpy", "asyncio"},
+    "access": {"grpc", "google", "llama_cpp", "numpy"},
 }
 
 # OpenTelemetry has one of its own, for spans.

@@ -11,6 +11,7 @@ import typer
 from bear_grpc.cli import app
 from bear_grpc.config.fields import all_settings
 from bear_grpc.config.reference import reference
+from bear_grpc.config.sources import FLAGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -18,8 +19,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 def flags_of_serve() -> dict[str, str]:
     """The flags of `bear serve` by the names of their settings."""
     serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    names = {flag: name for name, flag in FLAGS.items()}
+    flags = {option.name: max(option.opts, key=len) for option in serve.params}
     return {
-        option.name: max(option.opts, key=len) for option in serve.params if option.name in all_settings()
+        names.get(flag, name): flag for name, flag in flags.items() if names.get(flag, name) in all_settings()
     }
 
 

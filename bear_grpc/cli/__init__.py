@@ -24,6 +24,7 @@ from bear_grpc.cli import (
     pull,
     run,
     serve,
+    session,
     settings,
     show,
     text,
@@ -80,7 +81,7 @@ def _globals(
         typer.Option(
             metavar="ADDRESS",
             envvar="BEAR_SERVER",
-            help="HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
+            help="HOST:PORT, grpcs://HOST:PORT or unix:PATH of the server. Default: 127.0.0.1:50051.",
         ),
     ] = None,
     api_key: Annotated[
@@ -91,6 +92,29 @@ def _globals(
             help="Key for a server that asks for one; other users may see it here, but not in BEAR_API_KEY.",
         ),
     ] = None,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", envvar="BEAR_SERVER_TLS", help="Use TLS; the same as grpcs:// in the address."),
+    ] = False,
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="BEAR_SERVER_CA",
+            help="Use TLS, and trust the certificates that these (PEM) have signed.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="BEAR_CLIENT_CERTIFICATE",
+            help="Use TLS with this client certificate (PEM).",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", envvar="BEAR_CLIENT_KEY", help="Its private key (PEM).")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -99,6 +123,7 @@ def _globals(
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
         raise typer.BadParameter("the API key must be printable ASCII without spaces")
     ctx.meta[API_KEY] = api_key
+    session.remember_tls(ctx, tls, tls_ca, tls_cert, tls_key)
 
 
 app.command()(serve.serve)

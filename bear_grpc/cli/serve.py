@@ -35,6 +35,24 @@ def serve(
             help="HOST:PORT or unix:PATH to listen on; repeatable. Default: 127.0.0.1:50051.",
         ),
     ] = None,
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Speak TLS over TCP, with this certificate (PEM) and --tls-key."),
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The certificate's private key (PEM).")
+    ] = None,
+    tls_client_ca: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Take only clients with a certificate signed by these (PEM)."),
+    ] = None,
+    insecure_public: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-public",
+            help="Serve other machines even without TLS, or without asking for keys.",
+        ),
+    ] = False,
     load: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="Load this model at start; repeatable.")
     ] = None,
@@ -74,6 +92,10 @@ def serve(
 
     flags = {
         "listen": listen or None,  # an option not given comes as an empty list
+        "tls.certificate": tls_cert,
+        "tls.key": tls_key,
+        "tls.client_ca": tls_client_ca,
+        "insecure_public": insecure_public or None,
         "load": load or None,
         "models_dir": models_dir,
         "state_dir": state_dir,

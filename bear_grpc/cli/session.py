@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bear_grpc.client import Client
+    from bear_grpc.client import Client, Tls
 
 Server = Annotated[
     str | None,
@@ -22,6 +22,7 @@ ModelOrFile = Annotated[str, typer.Argument(help="Name or alias of the model, or
 
 # Where the key lies in the context, whose `meta` all verbs share.
 API_KEY = "bear_grpc.api_key"
+_TLS = "bear_grpc.tls"
 
 # Longer than any honest answer of these calls takes.
 _TIMEOUT_S = 30.0
@@ -36,6 +37,27 @@ def connect(ctx: typer.Context, server: str | None) -> Iterator[Client]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from bear_grpc.client import DEFAULT_TARGET, Client
 
-    api_key = ctx.meta.get(API_KEY)
-    with Client(server or ctx.obj or DEFAULT_TARGET, api_key=api_key, timeout=_TIMEOUT_S) as client:
+    try:
+        tls = _tls(ctx)
+        client = Client(
+            server or ctx.obj or DEFAULT_TARGET, api_key=ctx.meta.get(API_KEY), timeout=_TIMEOUT_S, tls=tls
+        )
+    except (OSError, ValueError) as error:
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise typer.BadParameter(told) from None
+    with client:
         yield client
+
+
+def remember_tls(
+    ctx: typer.Context, on: bool, ca: str | None, certificate: str | None, key: str | None
+) -> None:
+    """Keeps what the options before the verb say of TLS for `connect`."""
+    ctx.meta[_TLS] = (on, ca, certificate, key)
+
+
+def _tls(ctx: typer.Context) -> Tls | bool:
+    from bear_grpc.client import Tls
+
+    on, *files = ctx.meta.get(_TLS, (False, None, None, None))
+    return Tls(*files) if any(files) else on

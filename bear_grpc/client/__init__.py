@@ -12,6 +12,7 @@ from bear_grpc.client.channel import DEFAULT_TARGET
 from bear_grpc.client.errors import CallCancelled, CallError, CallFailed, DeadlinePassed, ServerUnreachable
 from bear_grpc.client.streams import AsyncStream, Stream
 from bear_grpc.client.sync import Client
+from bear_grpc.client.tls import Tls
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -24,4 +25,5 @@ __all__ = [
     "DeadlinePassed",
     "ServerUnreachable",
     "Stream",
+    "Tls",
 ]

@@ -23,6 +23,7 @@ from bear_grpc.client.channel import (
 from bear_grpc.client.errors import ServerUnreachable, translate
 from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptions, Message, Seconds
 from bear_grpc.client.streams import AsyncStream
+from bear_grpc.client.tls import Tls, address_of, tls_of
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import model_service_pb2 as models
 from bear_grpc.v1 import server_service_pb2 as server
@@ -33,6 +34,14 @@ from bear_grpc.v1.types_pb2 import Model
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+def _connect(target: str, tls: Tls | bool, options: ChannelOptions | None) -> grpc.aio.Channel:
+    secured, address = tls_of(target, tls), address_of(target)
+    if secured is None:
+        return grpc.aio.insecure_channel(address, channel_options(address, options))
+    arguments = channel_options(address, options, secured.server_name)
+    return grpc.aio.secure_channel(address, secured.credentials(), arguments)
 
 
 class AsyncClient:
@@ -47,17 +56,18 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        tls: Tls | bool = False,
         options: ChannelOptions | None = None,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
-        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here.
+        """A `channel` of the caller's own is used as it is, without `tls`, and not closed here.
 
         `api_key` goes with every call. Raises ValueError for what cannot be one.
         """
         self.target = target
         self._metadata = call_metadata(api_key)
         self._timeout = timeout
-        self._own = None if channel else grpc.aio.insecure_channel(target, channel_options(target, options))
+        self._own = None if channel else _connect(target, tls, options)
         used = channel or self._own
         assert used is not None
         self._inference = InferenceServiceStub(used)

@@ -56,8 +56,13 @@ FLEET_SERVICE_CONFIG = {
 }
 
 
-def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tuple[str, str | int]]:
-    """The channel's arguments; `extra` wins. A target with a comma, `ipv4:` or `ipv6:`, is a fleet."""
+def channel_options(
+    target: str, extra: ChannelOptions | None = None, server_name: str | None = None
+) -> list[tuple[str, str | int]]:
+    """The channel's arguments; `extra` wins. A target with a comma, `ipv4:` or `ipv6:`, is a fleet.
+
+    `server_name` is whom the server's certificate must be for, in place of the target's host.
+    """
     options: dict[str, str | int] = {
         "grpc.service_config": json.dumps(FLEET_SERVICE_CONFIG if "," in target else SERVICE_CONFIG),
         "grpc.keepalive_time_ms": 30_000,
@@ -72,6 +77,8 @@ def channel_options(target: str, extra: ChannelOptions | None = None) -> list[tu
         options |= {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1000}
     if target.startswith(_LOOPBACK):
         options["grpc.enable_http_proxy"] = 0  # a proxy cannot reach this machine's loopback
+    if server_name is not None:
+        options["grpc.ssl_target_name_override"] = server_name
     options |= extra or {}
     # What gRPC heeds in truth, and a minute by itself.
     options.setdefault("grpc.http2.ping_timeout_ms", options["grpc.keepalive_timeout_ms"])

@@ -64,15 +64,25 @@ def translate(failed: grpc.RpcError, target: str) -> BearError:
 def _unworded(code: grpc.StatusCode, details: str, target: str) -> CallError:
     if code is grpc.StatusCode.UNAVAILABLE:
         if details.startswith(("failed to connect", "errors resolving")):
-            # gRPC names each layer; the last part is the system's own words.
-            cause = details.rpartition(": ")[2].rstrip("]")
-            return ServerUnreachable(f"no server answers at {target}: {cause}")
+            return ServerUnreachable(_unreachable(details, target))
         return ServerUnreachable(f"the connection to {target} failed: {details}")
     if code is grpc.StatusCode.CANCELLED:
         return CallCancelled("the call was cancelled")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlinePassed(f"no answer from {target} in time")
     return CallFailed(f"{details or 'the call failed'} ({code.name})")
+
+
+def _unreachable(details: str, target: str) -> str:
+    # gRPC names each layer; the last part is the system's own words.
+    cause = details.removesuffix(": OK").rpartition(": ")[2].rstrip("]")
+    if "WRONG_VERSION_NUMBER" in details:
+        return f"the server at {target} does not speak TLS"
+    if "handshake failed" in details or "Hostname Verification" in details:
+        return f"the certificate of {target} is not trusted: {cause}"
+    if cause == "Socket closed":
+        cause += "; it may speak TLS, or ask for another client certificate"
+    return f"no server answers at {target}: {cause}"
 
 
 def _record(failed: grpc.RpcError, details: str) -> ErrorRecord | None:

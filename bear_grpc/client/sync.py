@@ -22,6 +22,7 @@ from bear_grpc.client.channel import (
 from bear_grpc.client.errors import ServerUnreachable, translate
 from bear_grpc.client.options import DefaultsOptions, GenerateOptions, LoadOptions, Message, Seconds
 from bear_grpc.client.streams import Stream
+from bear_grpc.client.tls import Tls, address_of, tls_of
 from bear_grpc.v1 import inference_service_pb2 as inference
 from bear_grpc.v1 import model_service_pb2 as models
 from bear_grpc.v1 import server_service_pb2 as server
@@ -34,8 +35,16 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
+def _connect(target: str, tls: Tls | bool, options: ChannelOptions | None) -> grpc.Channel:
+    secured, address = tls_of(target, tls), address_of(target)
+    if secured is None:
+        return grpc.insecure_channel(address, channel_options(address, options))
+    arguments = channel_options(address, options, secured.server_name)
+    return grpc.secure_channel(address, secured.credentials(), arguments)
+
+
 class Client:
-    """A connection to a server at `HOST:PORT` or `unix:PATH`.
+    """A connection to a server at `HOST:PORT`, `grpcs://HOST:PORT` (TLS) or `unix:PATH`.
 
     Methods return the response message of their RPC and raise `BearError`s; streams yield the messages.
     `timeout` (seconds) of a method is the deadline of the call. Without one, calls that answer at once have
@@ -48,17 +57,18 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        tls: Tls | bool = False,
         options: ChannelOptions | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        """A `channel` of the caller's own (TLS, a test's) is used as it is and not closed here.
+        """A `channel` of the caller's own is used as it is, without `tls`, and not closed here.
 
         `api_key` goes with every call. Raises ValueError for what cannot be one.
         """
         self.target = target
         self._metadata = call_metadata(api_key)
         self._timeout = timeout
-        self._own = None if channel else grpc.insecure_channel(target, channel_options(target, options))
+        self._own = None if channel else _connect(target, tls, options)
         used = channel or self._own
         assert used is not None
         self._inference = InferenceServiceStub(used)

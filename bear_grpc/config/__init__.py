@@ -4,7 +4,7 @@ Merge order: defaults < file < `BEAR_*` variables < flags.
 """
 
 from .cores import available_cores
-from .settings import EXIT_CONFIG, ConfigError, ModelConfig, ServerConfig, is_local
+from .settings import EXIT_CONFIG, ConfigError, ModelConfig, ServerConfig
 from .sources import Settings, find_file, load_config, read_settings
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Settings",
     "available_cores",
     "find_file",
-    "is_local",
     "load_config",
     "read_settings",
 ]

@@ -42,7 +42,9 @@ _COLUMNS = ("setting", "type", "default", "variable", "flag", "reloads", "")
 def reference(flags: Mapping[str, str]) -> str:
     """The page in Markdown. `flags` are those of `bear serve`, by the names of their settings."""
     parts = [_HEAD]
-    for table, settings in groupby(all_settings().values(), lambda setting: setting.table):
+    tables = [*dict.fromkeys(["", *(setting.table for setting in all_settings().values())])]
+    ordered = sorted(all_settings().values(), key=lambda setting: tables.index(setting.table))
+    for table, settings in groupby(ordered, lambda setting: setting.table):
         rows = [_row(setting, flags) for setting in settings]
         used = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows)]
         parts += [

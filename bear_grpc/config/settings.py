@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from ..access.certificates import Identity
 from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..params import GenerationDefaults
+from ..transport import DEFAULT_SOCKET_MODE, Listener, Tls, listeners_of, problems
 from ..types import LoadOptions, SandboxMode
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -50,6 +51,29 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[list[str], about("`HOST:PORT` or `unix:PATH`")] = msgspec.field(
         default_factory=lambda: [DEFAULT_LISTEN]
     )
+    listeners: Annotated[
+        list[Listener],
+        about(
+            "further addresses, each with its own security and services "
+            "([listeners](security.md#several-listeners))"
+        ),
+    ] = []
+    socket_mode: Annotated[str, about("of the files of unix sockets")] = DEFAULT_SOCKET_MODE
+    insecure_public: Annotated[
+        bool,
+        about(
+            "serves other machines even without TLS, or without asking who they are "
+            "([transport](security.md#transport))"
+        ),
+    ] = False
+    tls: Tls = Tls()
+    identities: Annotated[
+        dict[str, Identity],
+        about(
+            "what the names in client certificates may do, by patterns of them "
+            "([client certificates](security.md#client-certificates))"
+        ),
+    ] = {}
     load: Annotated[list[str], about("models to load before the server reports SERVING")] = []
     models_dir: Annotated[
         Path,
@@ -67,7 +91,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = Path()
     auth: Annotated[
         Literal["off", "keys"],
-        about("`keys`: nobody calls without an API key ([API keys](security.md#api-keys))"),
+        about("`keys`: nobody calls without an [API key](security.md#api-keys) or a known certificate"),
     ] = "off"
     allow_path: Annotated[list[Path], about("further folders to register models from", reloads=True)] = []
     max_waiting_requests: Annotated[
@@ -189,8 +213,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _shown(self)
 
     def __post_init__(self) -> None:
-        if not self.listen:
-            raise ConfigError("listen: at least one address is needed")
+        asks = self.auth != "off"
+        for problem in problems(
+            self.all_listeners, self.tls, keys_are_asked=asks, insecure_public=self.insecure_public
+        ):
+            raise ConfigError(problem)
+        if self.identities and not asks:
+            raise ConfigError("identities: what they may do is asked with auth = 'keys' only")
         at_least_1 = ("max_waiting_requests", "max_waiting_tokens", "max_pulls")
         for name in (*at_least_1, "stall_timeout_s", "heartbeat_timeout_s"):
             if not getattr(self, name) > 0:  # false for NaN, too
@@ -221,27 +250,23 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(*(f"{v.field}: {v.description}" for v in wrong))
 
     @property
+    def all_listeners(self) -> list[Listener]:
+        """Those of `listen` and of `listeners`, in full."""
+        return listeners_of(self.listen, self.listeners, self.tls, self.socket_mode)
+
+    @property
     def with_reflection(self) -> bool:
         """Whether reflection is served: as set, else on loopback and unix sockets only."""
-        return self.reflection if self.reflection is not None else all(map(is_local, self.listen))
+        if self.reflection is not None:
+            return self.reflection
+        return all(listener.is_local for listener in self.all_listeners if listener.serves == "all")
 
     @property
     def pause_s(self) -> float:
         """The pause of a withdrawal: as set, else none where only this machine can connect."""
         if self.withdrawal_s is not None:
             return self.withdrawal_s
-        return 0.0 if all(map(is_local, self.listen)) else DEFAULT_WITHDRAWAL_S
-
-
-def is_local(address: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        return 0.0 if all(listener.is_local for listener in self.all_listeners) else DEFAULT_WITHDRAWAL_S
 
 
 def _shown(struct: msgspec.Struct) -> str:

@@ -21,9 +21,14 @@ log = logging.getLogger(__name__)
 FILE_VARIABLE = "BEAR_CONFIG"
 # Variables of the client and of the build, which are no settings of the server.
 FOREIGN = frozenset(
-    {FILE_VARIABLE, "BEAR_SERVER", "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"}
+    {
+        *("BEAR_SERVER", "BEAR_SERVER_TLS", "BEAR_SERVER_CA", "BEAR_CLIENT_CERTIFICATE", "BEAR_CLIENT_KEY"),
+        *(FILE_VARIABLE, "BEAR_API_KEY", "BEAR_CACHE_DIR", "BEAR_BIN", "BEAR_PYTHON"),
+    }
 )
 DEFAULT = "default"
+# Flags of `bear serve` that are called otherwise than their settings.
+FLAGS = {"tls.certificate": "--tls-cert", "tls.key": "--tls-key", "tls.client_ca": "--tls-client-ca"}
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -139,7 +144,7 @@ class _Merge:
         for name, value in flags.items():
             if value in (None, [], ()):
                 continue
-            self._take(name, value, f"--{name.replace('_', '-')}", is_text=False)
+            self._take(name, value, FLAGS.get(name, f"--{name.replace('_', '-')}"), is_text=False)
 
     def text(self, name: str, text: str, where: str) -> None:
         """A value as an environment or a shell writes it; lists are comma separated."""

@@ -178,7 +178,7 @@ def test_verb_shows_the_key(
     environ = {"BEAR_SERVER": server.target, **environ}
     result = CliRunner().invoke(app, [*args, "ps"], prog_name="bear", env=environ, catch_exceptions=False)
     assert result.exit_code == 0
-    assert server.credentials == [shown]
+    assert {*server.credentials} == {shown}
 
 
 def test_key_that_cannot_be_one_is_wrong_usage(server: FakeServer) -> None:

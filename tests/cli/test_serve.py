@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from bear_grpc.config import ServerConfig
+from bear_grpc.transport import Tls
 from tests.cli.conftest import Bear
 from tests.cli.test_process import BEAR
 from tests.client.fake_server import WAIT_S
@@ -47,6 +48,22 @@ def test_flags_are_handed_on(bear: Bear, served: list[ServerConfig]) -> None:
     assert config.load == ["a", "b"]
     assert config.models_dir == Path("/m")
     assert config.allow_path == [Path("/x"), Path("/y")]
+
+
+def test_flags_of_tls_are_handed_on(bear: Bear, served: list[ServerConfig]) -> None:
+    files = ("--tls-cert", "/c", "--tls-key", "/k", "--tls-client-ca", "/ca")
+    bear("serve", "--listen", "0.0.0.0:1", *files)
+    bear("serve", "--listen", "0.0.0.0:1", "--insecure-public")
+    mutual, bare = served
+    assert (mutual.tls, mutual.insecure_public) == (Tls(Path("/c"), Path("/k"), Path("/ca")), False)
+    assert (bare.tls, bare.insecure_public) == (Tls(), True)
+
+
+def test_a_public_address_alone_is_refused(bear: Bear, served: list[ServerConfig]) -> None:
+    result = bear("serve", "--listen", "0.0.0.0:1")
+    assert result.exit_code == 78
+    assert "insecure_public" in result.stderr
+    assert served == []
 
 
 def test_a_flag_comes_before_the_file(bear: Bear, served: list[ServerConfig], tmp_path: Path) -> None:

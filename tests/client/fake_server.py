@@ -69,7 +69,7 @@ class FakeServer(
 ):
     """Remembers the requests. `refusal` answers every call; an `endless` stream only ends by a cancel."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[Message] = []
         self.credentials: list[str | bytes | None] = []  # of the same calls
         self.texts = ["Hel", "", "lo"]
@@ -92,7 +92,10 @@ class FakeServer(
         self.health = HealthServicer()
         self.health.set("models/plain", HealthCheckResponse.NOT_SERVING)
         add_HealthServicer_to_server(self.health, self._server)
-        port = self._server.add_insecure_port(address)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
         self.target = address if address.startswith("unix:") else f"127.0.0.1:{port}"
         self._server.start()
 

@@ -171,10 +171,20 @@ class _Keyed:
 class Api:
     """All services of one server, over a channel of its own; every call shows `key` if there is one."""
 
-    def __init__(self, target: str, options: list[tuple[str, Any]] | None = None, *, key: str = "") -> None:
+    def __init__(
+        self,
+        target: str,
+        options: list[tuple[str, Any]] | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        *,
+        key: str = "",
+    ) -> None:
         self.target = target
         local = [("grpc.use_local_subchannel_pool", 1), *(options or [])]
-        self.channel = grpc.aio.insecure_channel(target, local)
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, local)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, local)
         used: Any = _Keyed(self.channel, key) if key else self.channel
         self.calls = used
         self.inference = inference_grpc.InferenceServiceStub(used)

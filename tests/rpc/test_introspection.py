@@ -145,7 +145,7 @@ async def test_reflection_v1_lists_the_services(api: Api) -> None:
 
 
 async def test_reflection_is_off_where_others_can_connect(tmp_path: Path, spawner: Spawner) -> None:
-    async with serving(tmp_path, spawner, listen=["0.0.0.0:0"]) as (server, _):
+    async with serving(tmp_path, spawner, listen=["0.0.0.0:0"], insecure_public=True) as (server, _):
         port = server.addresses[0].rpartition(":")[2]
         async with Api(f"127.0.0.1:{port}") as api:
             assert await api.serving("") == "SERVING"
@@ -158,7 +158,10 @@ async def test_reflection_is_off_where_others_can_connect(tmp_path: Path, spawne
 async def test_reflection_is_on_on_loopback_or_when_set(
     tmp_path: Path, spawner: Spawner, listen: str, reflection: bool | None
 ) -> None:
-    async with serving(tmp_path, spawner, listen=[listen], reflection=reflection) as (server, _):
+    async with serving(tmp_path, spawner, listen=[listen], reflection=reflection, insecure_public=True) as (
+        server,
+        _,
+    ):
         port = server.addresses[0].rpartition(":")[2]
         async with Api(f"127.0.0.1:{port}") as api:
             assert (await reflect_v1(api)).list_services_response.service

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, is_local, load_config
+from bear_grpc.config import ConfigError, ModelConfig, ServerConfig, available_cores, load_config
 from bear_grpc.params import GenerationDefaults
+from bear_grpc.transport import is_local
 from bear_grpc.types import LoadOptions
 
 
@@ -168,7 +169,7 @@ def test_is_local_holds_for_addresses_of_this_machine_only(address, local):
     ],
 )
 def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, served):
-    assert ServerConfig(listen=listen, reflection=reflection).with_reflection is served
+    assert ServerConfig(listen=listen, reflection=reflection, insecure_public=True).with_reflection is served
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_reflection_unset_is_served_to_this_machine_only(reflection, listen, ser
     ],
 )
 def test_a_withdrawal_unset_has_a_pause_where_others_connect(withdrawal_s, listen, pause_s):
-    assert ServerConfig(listen=listen, withdrawal_s=withdrawal_s).pause_s == pause_s
+    assert ServerConfig(listen=listen, withdrawal_s=withdrawal_s, insecure_public=True).pause_s == pause_s
 
 
 def test_available_cores_are_at_least_1_and_at_most_all():

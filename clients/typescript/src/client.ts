@@ -45,9 +45,22 @@ import {
   toTokenizeRequest,
 } from "./messages.js";
 
+/** PEM files as bytes. */
+export interface Tls {
+  /** Whom to trust. Default: the authorities that Node.js brings. */
+  ca?: Buffer;
+  /** For servers that ask for a client certificate: it, with those above it, and its private key. */
+  certificate?: Buffer;
+  key?: Buffer;
+}
+
+const SCHEME = "grpcs://";
+
 /** How a client connects. */
 export interface BearClientOptions {
-  /** Default: insecure, as fits a server on this machine. */
+  /** TLS: with the authorities that Node.js trusts, or with PEM files of your own. Default: as the target says. */
+  tls?: boolean | Tls;
+  /** grpc-js's own, in place of `tls`. */
   credentials?: ChannelCredentials;
   /** Options of the grpc-js channel. */
   options?: ClientOptions;
@@ -70,13 +83,13 @@ export type HealthStatus = "UNKNOWN" | "SERVING" | "NOT_SERVING" | "SERVICE_UNKN
 export class BearClient {
   readonly #connection: Connection;
 
-  /** `target` is `host:port` or `unix:/path/to/socket`. */
-  constructor(target: string, { credentials, options, apiKey, metadata }: BearClientOptions = {}) {
+  /** `target` is `host:port`, `grpcs://host:port` (TLS) or `unix:/path/to/socket`. */
+  constructor(target: string, { tls, credentials, options, apiKey, metadata }: BearClientOptions = {}) {
     // `GetServerInfo` tells how large answers may become; grpc-js would refuse those above 4 MiB.
     const channel = { "grpc.max_receive_message_length": -1, ...options };
     this.#connection = new Connection(
-      target,
-      credentials ?? grpcCredentials.createInsecure(),
+      target.startsWith(SCHEME) ? target.slice(SCHEME.length) : target,
+      credentials ?? credentialsOf(tls ?? target.startsWith(SCHEME)),
       channel,
       { ...(apiKey ? { authorization: `Bearer ${apiKey}` } : {}), ...metadata },
     );
@@ -264,4 +277,10 @@ function knownEvent(message: GenerateResponse): GenerateEvent | undefined {
 
 function healthStatus({ status }: HealthCheckResponse): HealthStatus {
   return (HealthCheckResponse_ServingStatus[status] ?? "UNKNOWN") as HealthStatus;
+}
+
+function credentialsOf(tls: boolean | Tls): ChannelCredentials {
+  if (tls === false) return grpcCredentials.createInsecure();
+  const { ca, certificate, key } = tls === true ? {} : tls;
+  return grpcCredentials.createSsl(ca ?? null, key ?? null, certificate ?? null);
 }

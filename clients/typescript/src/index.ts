@@ -1,4 +1,4 @@
-export { BearClient, type BearClientOptions, type GenerateEvent, type HealthStatus } from "./client.js";
+export { BearClient, type BearClientOptions, type GenerateEvent, type HealthStatus, type Tls } from "./client.js";
 export type { CallOptions, StreamMethod, UnaryMethod } from "./connection.js";
 export { BearError, type Code, type KnownReason, Reason, type Violation } from "./errors.js";
 export {
