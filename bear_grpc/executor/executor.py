@@ -153,22 +153,7 @@ class ModelExecutor:
         Raises what the worker says (ModelFileInvalid, InvalidField, …) or
         EngineStartFailed when it dies before it is ready.
         """
-        limits = self._limits
-        self._load = Load(
-            self.name,
-            str(path),
-            options,
-            cores,
-            stall_timeout_s=limits.stall_timeout_s,
-            step_target_s=limits.step_target_s,
-            share_prefixes=limits.share_prefixes,
-            priority_aging_s=limits.priority_aging_s,
-            max_text_job_s=limits.input.max_text_job_s,
-            max_rendered_chars=limits.input.max_rendered_chars,
-            cost_tables=list(costs),
-            chat_template=chat_template,
-            max_waiting_tokens=limits.max_waiting_tokens,
-        )
+        self._load = self._limits.load(self.name, path, options, cores, costs, chat_template)
         try:
             return await self.restart()
         except BaseException:
