@@ -99,7 +99,7 @@ async def test_an_unload_of_a_worker_that_does_not_end_ends_and_tells(
 ) -> None:
     ends: list[CrashReport] = []
     supervisor = supervisor_of(worker, ends)
-    worker.peer.sendall(encode(Ready(INFO, LoadOptions(), 0)))
+    worker.peer.sendall(encode(Ready(INFO, LoadOptions(), 0, 0)))
     await supervisor.start(Load("m", "m.gguf", LoadOptions(), 1))
     async with asyncio.timeout(10):
         await supervisor.stop()
