@@ -9,6 +9,7 @@ import difflib
 import ipaddress
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
     load: list[str] = []
     models_dir: Path = Path()
+    state_dir: Path = Path()  # what is kept over restarts, and the logs
     allow_path: list[Path] = []
     max_waiting_requests: int = 512
     prefix_sharing: Literal["tenant", "all", "off"] = "tenant"
@@ -75,6 +77,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Of workers. "auto": as far as the kernel has it; "require": no worker without all of it.
     sandbox: SandboxMode = SandboxMode.AUTO
     log_level: str = "INFO"
+    log_format: Literal["auto", "text", "json"] = "auto"  # "auto": text on a terminal, else JSON
+    log_file: bool = True  # also to logs/bear.log in state_dir, as JSON unless "text" is set
+    log_file_mb: float = 20.0  # then it is rotated
+    log_file_count: int = 5  # files that are kept, the present one included
+    log_prompts: bool = False  # with a request's line what was asked and answered, cut to 4,096 characters
+    metrics_listen: str = ""  # HOST:PORT for Prometheus; empty: no metrics
     limits: InputLimits = DEFAULT_LIMITS
     models: dict[str, ModelConfig] = {}
 
@@ -101,6 +109,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("hub_token: must be printable ASCII without spaces")
         if not self.hub_endpoint.startswith(("https://", "http://")):
             raise ConfigError(f"hub_endpoint: must begin with https:// or http://, is {self.hub_endpoint!r}")
+        if not (self.log_file_mb > 0 and self.log_file_count > 0):
+            raise ConfigError("log_file_mb, log_file_count: must be above 0")
+        if self.metrics_listen and not re.fullmatch(
+            r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):\d{1,5}", self.metrics_listen
+        ):
+            raise ConfigError(f"metrics_listen: must be HOST:PORT, is {self.metrics_listen!r}")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ConfigError(f"log_level: must be DEBUG, INFO, WARNING or ERROR, is {self.log_level!r}")
         for name, model in self.models.items():
@@ -158,6 +172,7 @@ def load_config(
         values["limits"] = limits | values["limits"]
     values.update({name: value for name, value in (flags or {}).items() if value not in (None, [], ())})
     values.setdefault("models_dir", platformdirs.user_data_path("bear-grpc") / "models")
+    values.setdefault("state_dir", platformdirs.user_data_path("bear-grpc"))
     values.setdefault("hub_cache", _hub_cache(os.environ if environ is None else environ))
     unknown = [name for name in values if name not in ServerConfig.__struct_fields__]
     if unknown:

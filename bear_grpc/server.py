@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -17,13 +18,15 @@ from . import __version__
 from .config import ConfigError, ServerConfig, available_cores
 from .errors import BearError
 from .executor.limits import ExecutorLimits
+from .executor.probe import probe
 from .executor.spawner import Spawner
 from .models.costs import CostStore
-from .models.estimate import Estimator
+from .models.estimate import Estimator, has_gpu_backend
 from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
+from .protocol import DeviceInfo
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
@@ -31,6 +34,7 @@ from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
+from .telemetry.metrics import Metrics
 from .v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -129,6 +133,10 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
+        self.metrics: Metrics | None = None
+        if config.metrics_listen:
+            self.metrics = self._make_metrics(spawner, cores)
+            self.calls.add(self.metrics.calls)
         self._server = grpc.aio.server(options=_channel_args(config), interceptors=[self.calls])
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(self.shelf, self.manager, self.pulls, estimator, config.stall_timeout_s),
@@ -147,6 +155,12 @@ class Server:
         server_service_pb2_grpc.add_ServerServiceServicer_to_server(about, self._server)
         self._add_introspection()
 
+    def _make_metrics(self, spawner: Spawner, cores: int) -> Metrics:
+        async def devices() -> Sequence[DeviceInfo]:
+            return (await probe(spawner)).devices
+
+        return Metrics(self.shelf, self.manager, cores=cores, devices=devices if has_gpu_backend() else None)
+
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -161,6 +175,8 @@ class Server:
         Raises ConfigError for an address that cannot be bound, and what a load raises.
         """
         await self.health.open()
+        if self.metrics is not None:
+            await self.metrics.open(self._config.metrics_listen)
         for address in self._config.listen:
             try:
                 port = self._server.add_insecure_port(address)
@@ -175,6 +191,8 @@ class Server:
             await self.manager.load(name)
         await self.health.set_serving()
         self._is_serving = True
+        if self.metrics is not None:
+            log.info("metrics at http://%s/metrics", self.metrics.address)
         log.info("bear_grpc %s serves on %s", __version__, ", ".join(self.addresses))
 
     async def drain(self) -> int:
@@ -224,6 +242,8 @@ class Server:
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        if self.metrics is not None:
+            await self.metrics.close()
 
 
 def _hub(config: ServerConfig) -> Hub:

@@ -54,6 +54,11 @@ class Supervisor:
         """What the worker's process holds; 0 where the system does not tell."""
         return self._link.process.memory_bytes() if self._link is not None else 0
 
+    @property
+    def memory_reader(self) -> Callable[[], int] | None:
+        """What tells `memory_bytes` in any thread; None while there is no process."""
+        return self._link.process.memory_bytes if self._link is not None else None
+
     async def start(self, load: Load) -> Ready:
         """Starts a worker and loads the model. On any error the worker is gone.
 

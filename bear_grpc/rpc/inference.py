@@ -15,7 +15,7 @@ from ..executor.executor import ModelExecutor
 from ..input_limits import DEFAULT_LIMITS, InputLimits
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
-from ..params import MAX_SEED, GenerationInput, TokensInput
+from ..params import MAX_SEED, ChatInput, GenerationInput, TokensInput
 from ..v1 import inference_service_pb2 as pb
 from ..v1 import inference_service_pb2_grpc as pb_grpc
 from .call import Call, current_call, note
@@ -116,6 +116,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """All messages of a generation; its work ends with the iteration, however that ends."""
         call = current_call(context)
         call.model = spec.model
+        call.operation = "chat" if isinstance(spec.input, ChatInput) else "text_completion"
+        if call.transcript is not None:
+            call.transcript.ask(spec.input)
         deadline_s = deadline_of(context, call.began_s, self._max_request_s)
         with self._hold_id(spec.request_id) as request_id:
             call.request_id = request_id

@@ -241,6 +241,7 @@ async def serving(folder: Path, spawner: Spawner, **settings: Any) -> AsyncItera
     values: dict[str, Any] = {
         "listen": [f"unix:{folder}/bear.sock"],
         "models_dir": folder / "models",
+        "state_dir": folder / "state",
         "allow_path": [folder],
         "offline": True,
         **settings,
