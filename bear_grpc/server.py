@@ -34,7 +34,9 @@ from .rpc.models import ModelServicer
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
+from .telemetry.logs import Logs, dropped_lines
 from .telemetry.metrics import Metrics
+from .telemetry.request_log import RequestLog
 from .v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
@@ -133,6 +135,7 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
+        self.calls.add(RequestLog(with_prompts=config.log_prompts))
         self.metrics: Metrics | None = None
         if config.metrics_listen:
             self.metrics = self._make_metrics(spawner, cores)
@@ -159,7 +162,13 @@ class Server:
         async def devices() -> Sequence[DeviceInfo]:
             return (await probe(spawner)).devices
 
-        return Metrics(self.shelf, self.manager, cores=cores, devices=devices if has_gpu_backend() else None)
+        return Metrics(
+            self.shelf,
+            self.manager,
+            cores=cores,
+            devices=devices if has_gpu_backend() else None,
+            dropped_lines=dropped_lines,
+        )
 
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -255,15 +264,15 @@ def _hub(config: ServerConfig) -> Hub:
 
 def serve(config: ServerConfig) -> int:
     """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once."""
-    logging.basicConfig(
-        level=config.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs = Logs(config)
     spawner = Spawner(config.sandbox)
     _lower_priority()
+    logs.open()
     try:
         return asyncio.run(_serve(config, spawner))
     finally:
         spawner.close()
+        logs.close()
 
 
 def _lower_priority() -> None:
