@@ -21,7 +21,7 @@ STALL_S = 0.01
 
 
 class Transcript(Protocol):
-    """Keeps what was asked and answered; it bounds how much."""
+    """Keeps what was asked and answered, as far as it wants to."""
 
     def ask(self, source: GenerationInput) -> None:
         """The input of the call's generation."""

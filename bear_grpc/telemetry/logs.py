@@ -131,7 +131,7 @@ class Logs:
         root.addHandler(self._queue)
         self._writer.start()
         if self.file is not None:
-            log.info("the log is kept in %s", self.file.path)
+            log.debug("the log is kept in %s", self.file.path)
 
     def close(self) -> None:
         """Writes what is left, for CLOSE_S at most."""

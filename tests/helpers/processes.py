@@ -39,7 +39,8 @@ class RunningServer:
         self.target = f"unix:{folder}/{name}.sock"
         given = ("--models-dir", str(folder / "models"), "--allow-path", str(folder))
         self._command = (*wrapper, *BEAR, "serve", "--listen", self.target, *given, *args)
-        self._environ = {**os.environ, **(environ or {})}
+        own = {"BEAR_STATE_DIR": str(folder / "state"), "BEAR_LOG_FORMAT": "text"}
+        self._environ = {**os.environ, **own, **(environ or {})}
         self.lines: list[str] = []
         self.api = Api(self.target, list(RECONNECT))
 

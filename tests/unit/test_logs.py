@@ -22,7 +22,7 @@ from bear_grpc.telemetry.logs import FILE, LogQueue, Logs, LogWriter, dropped_li
 log = logging.getLogger("bear_grpc.test")
 
 
-def record(message: str, *, level: int = logging.INFO, **fields: object) -> logging.LogRecord:
+def record(message: str, /, *, level: int = logging.INFO, **fields: object) -> logging.LogRecord:
     made = logging.LogRecord("bear_grpc.test", level, "", 0, message, None, None)
     made.fields = fields
     return made
