@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from .errors import ErrorRecord
@@ -29,6 +31,14 @@ from .types import (
 )
 
 INITIAL_CREDIT_TOKENS = 256
+# What a line of a worker's stderr begins with, by its level: as systemd reads it.
+LEVEL_MARKS = {
+    logging.DEBUG: "<7>",
+    logging.INFO: "<6>",
+    logging.WARNING: "<4>",
+    logging.ERROR: "<3>",
+    logging.CRITICAL: "<2>",
+}
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-import os
-import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +15,18 @@ from .access.certificates import EVERYBODY, Identities
 from .access.keys import KeyStoreError
 from .access.live_keys import LiveKeys
 from .access.slowing import Failures
-from .config import EXIT_CONFIG, ConfigError, ServerConfig, available_cores
-from .errors import BearError
+from .config import ConfigError, ServerConfig, available_cores
 from .executor.limits import ExecutorLimits
+from .executor.probe import probe
 from .executor.spawner import Spawner
 from .models.costs import CostStore
-from .models.estimate import Estimator
+from .models.estimate import Estimator, has_gpu_backend
 from .models.load import LoadMeter
 from .models.manager import ModelManager
 from .models.pulls import PullManager
 from .models.registry import Registry
 from .models.shelf import Shelf
+from .protocol import DeviceInfo
 from .reload import Reloads
 from .rpc.access import Access
 from .rpc.calls import Calls
@@ -44,6 +41,9 @@ from .rpc.orca_messages import SERVICE as ORCA_SERVICE
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
 from .store.store import Store
+from .telemetry.logs import dropped_lines
+from .telemetry.metrics import Metrics
+from .telemetry.request_log import RequestLog
 from .telemetry.tracing import Tracing
 from .v1 import (
     inference_service_pb2,
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_START = 1
-NICE_OF_SERVER = 10
 # What is left when every generation has ended: last statuses on their way, idle reflection streams.
 LAST_CALLS_S = 1.0
 # What the last spans get, if streams have used up the grace.
@@ -148,6 +146,11 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
+        self.calls.add(RequestLog(with_prompts=config.log_prompts))
+        self.metrics: Metrics | None = None
+        if config.metrics_listen:
+            self.metrics = self._make_metrics(spawner, cores)
+            self.calls.add(self.metrics.calls)
         authenticator = Authenticator() if config.auth == "keys" else None
         access = Access(self.shelf.own_name, authenticator, Failures())
         self.keys: LiveKeys | None = None
@@ -212,6 +215,18 @@ class Server:
     def _reload(self, config: ServerConfig) -> None:
         self._config = config
 
+    def _make_metrics(self, spawner: Spawner, cores: int) -> Metrics:
+        async def devices() -> Sequence[DeviceInfo]:
+            return (await probe(spawner)).devices
+
+        return Metrics(
+            self.shelf,
+            self.manager,
+            cores=cores,
+            devices=devices if has_gpu_backend() else None,
+            dropped_lines=dropped_lines,
+        )
+
     def _add_introspection(self) -> None:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -229,6 +244,8 @@ class Server:
         Raises ConfigError for an address that cannot be bound, for certificates that cannot be used, for
         keys that cannot be read, and what a load raises.
         """
+        if self.metrics is not None:
+            await self.metrics.open(self._config.metrics_listen)
         if self._config.otlp_endpoint:
             self._tracing = Tracing(self._config.otlp_endpoint, self._config.trace_sample_ratio)
             self.calls.add(self._tracing.observer)
@@ -246,6 +263,8 @@ class Server:
             await self.manager.load(name)
         await self.health.set_serving()
         self._is_serving = True
+        if self.metrics is not None:
+            log.info("metrics at http://%s/metrics", self.metrics.address)
         log.info("bear_grpc %s serves on %s", __version__, ", ".join(self.addresses))
 
     async def drain(self) -> int:
@@ -300,6 +319,8 @@ class Server:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
         if self.keys is not None:
             await self.keys.close()
+        if self.metrics is not None:
+            await self.metrics.close()
 
 
 def _allowed_roots(config: ServerConfig) -> list[Path]:
@@ -311,85 +332,3 @@ def _hub(config: ServerConfig) -> Hub:
     from .store.hub import Hub
 
     return Hub(endpoint=config.hub_endpoint, token=config.hub_token, offline=config.offline)
-
-
-def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> int:
-    """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once.
-
-    At SIGHUP it takes over what `reread` gives. When the terminal that it was started from is closed,
-    SIGHUP ends it, as other programs.
-    """
-    logging.basicConfig(
-        level=config.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    spawner = Spawner(config.sandbox)
-    _lower_priority()
-    try:
-        return asyncio.run(_serve(config, spawner, reread))
-    finally:
-        spawner.close()
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a terminal that could hang up."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
-def _lower_priority() -> None:
-    """Puts this thread, and those it starts, behind the workers: they wait for each
-    other at every barrier, and a busy neighbour would cost them half their speed."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICE_OF_SERVER)
-
-
-async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], ServerConfig] | None) -> int:
-    stopping = asyncio.Event()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            # Workers die with the spawner thread, or see the closed socket.
-            os._exit(128 + signal.SIGTERM)
-        log.info("stopping; a second signal ends at once")
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    server = Server(config, spawner)
-    reloading: set[asyncio.Task[None]] = set()
-    # Whoever starts it with nohup wants it to outlive its terminal.
-    may_hang_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
-
-    def on_hangup() -> None:
-        if may_hang_up and not _has_terminal():
-            on_signal()
-        elif reread is not None and not stopping.is_set():
-            task = asyncio.create_task(server.reloads.reload(reread))
-            reloading.add(task)
-            task.add_done_callback(reloading.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    starting = asyncio.create_task(server.start())
-    signalled = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            await stopping.wait()
-    except ConfigError as exc:
-        log.error("%s", exc)
-        return EXIT_CONFIG
-    except BearError as exc:
-        log.error("the server cannot start: %s [%s]", exc, exc.reason)
-        return EXIT_START
-    finally:
-        for task in (starting, signalled, *reloading):
-            task.cancel()
-        await asyncio.wait({starting, signalled, *reloading})
-        await server.stop()
-    return 0

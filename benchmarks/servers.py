@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class Bear:
 
 
 @contextlib.contextmanager
-def bear(*arguments: str) -> Iterator[Bear]:
-    """`bear serve` with these arguments, on a unix socket, with a models folder of its own.
+def bear(*arguments: str, settings: Mapping[str, str] | None = None) -> Iterator[Bear]:
+    """`bear serve` with these arguments and `BEAR_*` variables, on a unix socket, with folders of its own.
 
     Gives it as soon as the process is there; `wait_until_serving` waits.
     """
@@ -53,6 +53,7 @@ def bear(*arguments: str) -> Iterator[Bear]:
         command = [sys.executable, "-m", "bear_grpc.cli", "serve", "--listen", target]
         command += ["--models-dir", f"{folder}/models", *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BEAR_")}
+        environment |= {"BEAR_STATE_DIR": f"{folder}/state", **(settings or {})}
         started = time.perf_counter()
         with _process(command, Path(folder) / "log", environment) as process:
             yield Bear(target, process.pid, started)

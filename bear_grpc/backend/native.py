@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import collections
 import ctypes
+import logging
 import os
 from importlib.metadata import version
 from typing import Any
@@ -15,23 +16,30 @@ from typing import Any
 import llama_cpp.llama_cpp
 
 from .. import host
-from ..protocol import DeviceInfo
+from ..protocol import LEVEL_MARKS, DeviceInfo
 
 # Most of the binding carries no usable annotations.
 lib: Any = llama_cpp.llama_cpp
 
-_LOG_WARN, _LOG_ERROR, _LOG_CONT = 3, 4, 5
+_LOG_INFO, _LOG_WARN, _LOG_ERROR, _LOG_CONT = 2, 3, 4, 5
+# What llama.cpp tells of every load is for who looks closely.
+_MARKS = {
+    _LOG_INFO: LEVEL_MARKS[logging.DEBUG].encode(),
+    _LOG_WARN: LEVEL_MARKS[logging.WARNING].encode(),
+    _LOG_ERROR: LEVEL_MARKS[logging.ERROR].encode(),
+}
 # The pool of all sequences may be longer than the model's context; each of them may not.
 _EXPECTED = b"possible training context overflow"
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
 
 
 class NativeLog:
-    """Passes llama.cpp's warnings and errors to stderr, and keeps the last errors."""
+    """Passes llama.cpp's lines to stderr with their levels, and keeps the last errors."""
 
     def __init__(self) -> None:
         self.errors: collections.deque[str] = collections.deque(maxlen=20)
         self._level = _LOG_ERROR
+        self._is_new_line = True
         # Texts of every level while somebody collects them.
         self.lines: list[str] | None = None
         # While a computation is being aborted on purpose, its failure is no news.
@@ -50,10 +58,18 @@ class NativeLog:
             self.lines.append(text.decode(errors="replace").strip())
         if _EXPECTED in text or self.is_aborting:
             return
-        if self._level in (_LOG_WARN, _LOG_ERROR):
-            os.write(2, text)
-            if self._level == _LOG_ERROR and text.strip():
-                self.errors.append(text.decode(errors="replace").strip())
+        self._pass_on(text)
+        if self._level == _LOG_ERROR and text.strip():
+            self.errors.append(text.decode(errors="replace").strip())
+
+    def _pass_on(self, text: bytes) -> None:
+        """A text may be a part of a line, or several of them."""
+        mark = _MARKS.get(self._level)
+        if mark is None or not text:
+            return
+        marked = text[:-1].replace(b"\n", b"\n" + mark) + text[-1:]
+        os.write(2, mark + marked if self._is_new_line else marked)
+        self._is_new_line = text.endswith(b"\n")
 
 
 native_log = NativeLog()

@@ -88,7 +88,7 @@ def serve(
     # gRPC's own lines would stand beside ours; read when grpc is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from bear_grpc.config import ConfigError, Settings, find_file, read_settings
-    from bear_grpc.server import serve as run_server
+    from bear_grpc.serving import serve as run_server
 
     flags = {
         "listen": listen or None,  # an option not given comes as an empty list

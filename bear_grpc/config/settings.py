@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -197,6 +198,21 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], about("the least that is logged", reloads=True)
     ] = "INFO"
+    log_format: Annotated[
+        Literal["auto", "text", "json"],
+        about("of stderr: `auto` is text on a terminal, else JSON ([logs](operations.md#logs))"),
+    ] = "auto"
+    log_file: Annotated[
+        bool, about("also to `logs/bear.log` in `state_dir`, as JSON unless `log_format` is `text`")
+    ] = True
+    log_file_mb: Annotated[float, about("its size; then it is rotated")] = 20.0
+    log_file_count: Annotated[int, about("files that are kept, the present one included")] = 5
+    log_prompts: Annotated[
+        bool, about("with a request's line what was asked and answered, cut to 4,096 characters")
+    ] = False
+    metrics_listen: Annotated[
+        str, about("`HOST:PORT` for Prometheus ([metrics](operations.md#metrics))", default="no metrics")
+    ] = ""
     otlp_endpoint: Annotated[
         str,
         about(
@@ -237,6 +253,12 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("hub_token: must be printable ASCII without spaces")
         if not self.hub_endpoint.startswith(("https://", "http://")):
             raise ConfigError(f"hub_endpoint: must begin with https:// or http://, is {self.hub_endpoint!r}")
+        if not (self.log_file_mb > 0 and self.log_file_count > 0):
+            raise ConfigError("log_file_mb, log_file_count: must be above 0")
+        if self.metrics_listen and not re.fullmatch(
+            r"(\[[0-9a-fA-F:.]+\]|[^:/\s]+):\d{1,5}", self.metrics_listen
+        ):
+            raise ConfigError(f"metrics_listen: must be HOST:PORT, is {self.metrics_listen!r}")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("https://", "http://")):
             raise ConfigError(
                 f"otlp_endpoint: must begin with https:// or http://, is {self.otlp_endpoint!r}"

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 from ..framing import FrameBuffer, FrameError, encode
-from ..protocol import Confined, Frame, Stop, ToServer
-from .crash import CrashReport
+from ..protocol import LEVEL_MARKS, Confined, Frame, Stop, ToServer
+from .crash import NATIVE_MARK, CrashReport
 from .process import WorkerProcess
 from .spawner import Spawner
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # A worker that has closed its socket, or was told to stop, has this long to be gone.
 EXIT_GRACE_S = 5.0
 STDERR_LINES = 100
+_LEVELS = {mark: level for level, mark in LEVEL_MARKS.items()}
+MARK_LENGTH = 3
 # A worker that is stuck has this long to write its stacks.
 DUMP_S = 0.5
 # A worker that has been killed closes its socket at once, unless the kernel cannot end it.
@@ -29,7 +31,10 @@ LAST_LINES_S = 0.5
 
 
 class _Stderr(asyncio.Protocol):
-    """Passes a worker's stderr to the log and keeps its last lines."""
+    """Passes a worker's stderr to the log, by the levels that its lines begin with, and keeps the last ones.
+
+    Lines without one are not of a logger: stacks of a crash, or what a library says before it aborts.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -47,8 +52,17 @@ class _Stderr(asyncio.Protocol):
         for line in whole:
             text = line.decode(errors="replace").rstrip()
             if text:
-                self.lines.append(text)
-                log.info("worker %s: %s", self._name, text)
+                self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        level = _LEVELS.get(text[:MARK_LENGTH])
+        if level is not None:
+            text = text[MARK_LENGTH:]
+        else:
+            level = logging.ERROR if text.startswith(NATIVE_MARK) else logging.WARNING
+        if level > logging.DEBUG and text:
+            self.lines.append(text)
+        log.log(level, "worker %s: %s", self._name, text, extra={"fields": {"model": self._name}})
 
 
 def _discard(order: concurrent.futures.Future[WorkerProcess]) -> None:

@@ -6,15 +6,28 @@ import contextvars
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from ..access.caller import Caller, tenant_of
+from ..params import GenerationInput
 from ..protocol import Delta, Finished, Prefilled, Queued, Started
 from ..types import FinishReason, Timings, Usage
 
 ANONYMOUS, NOTHING = Caller(), Usage(0, 0, 0)
+# A message that waits so long waits for its reader.
+STALL_S = 0.01
+
+
+class Transcript(Protocol):
+    """Keeps what was asked and answered, as far as it wants to."""
+
+    def ask(self, source: GenerationInput) -> None:
+        """The input of the call's generation."""
+
+    def answer(self, id: int, text: str) -> None:
+        """A piece of text of one of its answers."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,8 +38,9 @@ class Call:
     `NOT_FOUND`, `reason` that of our ErrorInfo. Of a generation: `usage` counts the prompt once and what
     all answers drew, `timings` are those of the last to end. Its model was ready at `ready_s`, a worker
     took it up at `started_s` (0: never), workers died under it at `restarts_s`. `operation` is what
-    OpenTelemetry calls it. An observer's `on_delta` is called with the number of tokens of each piece of
-    text.
+    OpenTelemetry calls it. Messages waited for the client's window for `stalled_s`. An observer's
+    `on_delta` is called with the number of tokens of each piece of text; its `transcript` gets the input
+    and the text.
     """
 
     method: str
@@ -46,6 +60,8 @@ class Call:
     ready_s: float = 0.0
     started_s: float = 0.0
     restarts_s: list[float] = dataclasses.field(default_factory=list)
+    stalled_s: float = 0.0
+    transcript: Transcript | None = dataclasses.field(default=None, repr=False)
     on_delta: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
 
 
@@ -86,12 +102,21 @@ def note_error(reason: str) -> None:
         call.reason = reason
 
 
+def note_write(seconds: float) -> None:
+    """Sending a message of this task's call took so long."""
+    call = _CALL.get(None) if seconds >= STALL_S else None
+    if call is not None:
+        call.stalled_s += seconds
+
+
 def note(call: Call, event: Queued | Started | Prefilled | Delta | Finished) -> None:
     """An event of the call's generation."""
     match event:
         case Delta():
             if call.on_delta is not None:
                 call.on_delta(event.count)
+            if call.transcript is not None:
+                call.transcript.answer(event.id, event.text)
         case Started():
             call.started_s = call.started_s or time.monotonic()
             if not call.usage.prompt_tokens:  # all answers have one prompt, which is read once

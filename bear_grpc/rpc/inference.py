@@ -127,6 +127,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         call = current_call(context)
         call.model = spec.model
         call.operation = "chat" if isinstance(spec.input, ChatInput) else "text_completion"
+        if call.transcript is not None:
+            call.transcript.ask(spec.input)
         deadline_s = deadline_of(context, call.began_s, self._max_request_s)
         with self._hold_id(spec.request_id, call.caller.tenant) as request_id:
             call.request_id = request_id

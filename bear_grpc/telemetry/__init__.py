@@ -1,1 +1,1 @@
-"""What operators see of the server: observers of calls, and where they send what they see."""
+"""What the server tells of itself to those who run it: metrics, logs, traces."""

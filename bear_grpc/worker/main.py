@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SandboxUnavailable
 from ..framing import encode, read_first
-from ..protocol import Failed, Frame, Load, Probe
+from ..protocol import LEVEL_MARKS, Failed, Frame, Load, Probe
 from ..suspects import SuspectsPage
 from ..types import SandboxMode, SandboxState
 
@@ -44,6 +44,14 @@ def _no_core_file() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+class _Marked(logging.Formatter):
+    """Every line begins with its level, for the server's log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        mark = LEVEL_MARKS.get(record.levelno, "")
+        return mark + super().format(record).replace("\n", f"\n{mark}")
+
+
 def main(
     fd: int,
     page_fd: int,
@@ -63,7 +71,8 @@ def main(
     page = SuspectsPage(page_fd)
     os.close(page_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().handlers[0].setFormatter(_Marked("%(name)s: %(message)s"))
     code = 0
     try:
         _serve(socket.socket(fileno=fd), page, mode, factory)

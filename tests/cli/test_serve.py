@@ -27,9 +27,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         configs.append(config)
         return 3
 
-    server = ModuleType("bear_grpc.server")
+    server = ModuleType("bear_grpc.serving")
     server.serve = serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bear_grpc.server", server)
+    monkeypatch.setitem(sys.modules, "bear_grpc.serving", server)
     return configs
 
 
@@ -89,6 +89,7 @@ def test_wrong_settings_are_one_line_and_exit_78(
 def test_a_server_answers_and_ends_with_sigterm(tmp_path: Path) -> None:
     target = f"unix:{tmp_path}/s"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("BEAR_")}
+    environ["BEAR_STATE_DIR"] = str(tmp_path / "state")
     process = subprocess.Popen(
         [*BEAR, "serve", "--listen", target, "--models-dir", str(tmp_path / "models")],
         env=environ,

@@ -88,7 +88,7 @@ def test_serve_takes_assignments_and_reads_them_again(
         configs.append(reread())  # type: ignore[operator]
         return 0
 
-    monkeypatch.setattr("bear_grpc.server.serve", serve)
+    monkeypatch.setattr("bear_grpc.serving.serve", serve)
     assert bear("serve", "--config", str(file), "--set", "stop_grace_s=3").exit_code == 0
     first, second = configs
     assert (first.offline, first.hub_token, first.stop_grace_s) == (True, "hf_secret", 3.0)

@@ -46,7 +46,8 @@ class RunningServer:
             str(folder),
         )
         self._command = (*wrapper, *BEAR, "serve", "--listen", self.target, *given, *args)
-        self._environ = {**os.environ, **(environ or {})}
+        own = {"BEAR_STATE_DIR": str(folder / "state"), "BEAR_LOG_FORMAT": "text"}
+        self._environ = {**os.environ, **own, **(environ or {})}
         self.lines: list[str] = []
         self.api = Api(self.target, list(RECONNECT))
 

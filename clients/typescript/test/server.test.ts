@@ -51,7 +51,7 @@ describe("the real server", { skip: SKIP }, () => {
     const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("BEAR_")));
     const models = ["--models-dir", join(folder, "models")];
     server = spawn(BEAR, ["serve", "--listen", address, ...models], {
-      env,
+      env: { ...env, BEAR_STATE_DIR: join(folder, "state") },
       stdio: ["ignore", "pipe", "pipe"],
     });
     server.stdout?.on("data", (chunk) => (output += chunk));
