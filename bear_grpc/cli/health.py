@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bear_grpc.cli import output
 from bear_grpc.cli.session import Json, Server, connect
+
+if TYPE_CHECKING:
+    from bear_grpc.v1.server_service_pb2 import ServerLimits
 
 
 def health(
@@ -57,10 +60,15 @@ def info(ctx: typer.Context, json: Json = False, server: Server = None) -> None:
             ("allowed paths", ", ".join(response.allowed_paths) or "none"),
             ("longest text", output.size(limits.max_text_bytes)),
             ("largest message", output.size(limits.max_message_bytes)),
-            ("waiting requests", f"up to {limits.max_waiting_requests} per model"),
+            ("waiting requests", _waiting(limits)),
             (
                 "stop sequences",
                 f"up to {limits.max_stop_sequences} of {limits.max_stop_sequence_bytes} bytes",
             ),
         )
     )
+
+
+def _waiting(limits: ServerLimits) -> str:
+    tokens = f", {limits.max_waiting_tokens} prompt tokens" if limits.max_waiting_tokens else ""
+    return f"up to {limits.max_waiting_requests}{tokens} per model"

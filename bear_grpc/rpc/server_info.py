@@ -87,6 +87,7 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
         ]
         limits = pb.ServerLimits(
             max_waiting_requests=self._config.max_waiting_requests,
+            max_waiting_tokens=self._config.max_waiting_tokens,
             **{name: getattr(self._config.limits, name) for name in _TOLD_LIMITS},
         )
         memory = total_of(await measured(self._shelf.list()))

@@ -26,41 +26,41 @@ from bear_grpc.v1 import types_pb2 as bear__grpc_dot_v1_dot_types__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bear_grpc/v1/server_service.proto\x12\x0c\x62\x65\x61r_grpc.v1\x1a\x18\x62\x65\x61r_grpc/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"|\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.bear_grpc.v1.DeviceKind\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x03\"\xb2\x03\n\x0cServerLimits\x12\x16\n\x0emax_text_bytes\x18\x01 \x01(\x03\x12\x1a\n\x12max_stop_sequences\x18\x02 \x01(\x05\x12\x1f\n\x17max_stop_sequence_bytes\x18\x03 \x01(\x05\x12\x1c\n\x14max_waiting_requests\x18\x04 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12max_metadata_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12max_unbroken_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cmax_messages\x18\x08 \x01(\x05\x12\x15\n\rmax_token_ids\x18\t \x01(\x05\x12\x13\n\x0bmax_answers\x18\n \x01(\x05\x12\x17\n\x0fmax_stop_tokens\x18\x0b \x01(\x05\x12\x16\n\x0emax_logit_bias\x18\x0c \x01(\x05\x12\x18\n\x10max_top_logprobs\x18\r \x01(\x05\x12\x1c\n\x14max_constraint_bytes\x18\x0e \x01(\x03\x12\x1c\n\x14max_constraint_depth\x18\x0f \x01(\x05\x12\x13\n\x0bmax_choices\x18\x10 \x01(\x05\"\x16\n\x14GetServerInfoRequest\"\xd2\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12 \n\x18llama_cpp_python_version\x18\x02 \x01(\t\x12\x17\n\x0fllama_cpp_build\x18\x03 \x01(\t\x12%\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x14.bear_grpc.v1.Device\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.bear_grpc.v1.ServerLimits\x12+\n\x07sandbox\x18\x06 \x01(\x0e\x32\x1a.bear_grpc.v1.SandboxState\x12\x12\n\ncore_count\x18\x07 \x01(\x05\x12\x15\n\rallowed_paths\x18\x08 \x03(\t\x12\x16\n\x0esandbox_detail\x18\t \x01(\t\x12*\n\x06memory\x18\n \x01(\x0b\x32\x1a.bear_grpc.v1.MemoryLedger\"\xcc\x02\n\tModelLoad\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_count\x18\x03 \x01(\x05\x12\x1b\n\x13waiting_token_count\x18\x04 \x01(\x03\x12\x12\n\nslot_count\x18\x05 \x01(\x05\x12!\n\x19kv_cache_used_token_count\x18\x06 \x01(\x03\x12!\n\x19kv_cache_idle_token_count\x18\x07 \x01(\x03\x12\x1c\n\x14kv_cache_token_count\x18\x08 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\t \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\n \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x13\n\x0butilization\x18\x0c \x01(\x01\"\xfe\x02\n\nServerLoad\x12\x15\n\rrunning_count\x18\x01 \x01(\x05\x12\x15\n\rwaiting_count\x18\x02 \x01(\x05\x12!\n\x19kv_cache_used_token_count\x18\x03 \x01(\x03\x12\x1c\n\x14kv_cache_token_count\x18\x04 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x1b\n\x13waiting_token_count\x18\x06 \x01(\x03\x12\x12\n\nslot_count\x18\x07 \x01(\x05\x12!\n\x19kv_cache_idle_token_count\x18\x08 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\t \x01(\x01\x12\x1b\n\x13requests_per_second\x18\n \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x13\n\x0butilization\x18\x0c \x01(\x01\x12\'\n\x06models\x18\r \x03(\x0b\x32\x17.bear_grpc.v1.ModelLoad\"\x10\n\x0eGetLoadRequest\"9\n\x0fGetLoadResponse\x12&\n\x04load\x18\x01 \x01(\x0b\x32\x18.bear_grpc.v1.ServerLoad\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x11WatchLoadResponse\x12&\n\x04load\x18\x01 \x01(\x0b\x32\x18.bear_grpc.v1.ServerLoad\"\x0e\n\x0c\x44rainRequest\"(\n\rDrainResponse\x12\x17\n\x0fremaining_count\x18\x01 \x01(\x05*\x90\x01\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x02\x12\x1e\n\x1a\x44\x45VICE_KIND_INTEGRATED_GPU\x10\x03\x12\x1b\n\x17\x44\x45VICE_KIND_ACCELERATOR\x10\x04*u\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SANDBOX_STATE_OFF\x10\x01\x12\x14\n\x10SANDBOX_STATE_ON\x10\x02\x12\x19\n\x15SANDBOX_STATE_PARTIAL\x10\x03\x32\xc3\x02\n\rServerService\x12X\n\rGetServerInfo\x12\".bear_grpc.v1.GetServerInfoRequest\x1a#.bear_grpc.v1.GetServerInfoResponse\x12\x46\n\x07GetLoad\x12\x1c.bear_grpc.v1.GetLoadRequest\x1a\x1d.bear_grpc.v1.GetLoadResponse\x12N\n\tWatchLoad\x12\x1e.bear_grpc.v1.WatchLoadRequest\x1a\x1f.bear_grpc.v1.WatchLoadResponse0\x01\x12@\n\x05\x44rain\x12\x1a.bear_grpc.v1.DrainRequest\x1a\x1b.bear_grpc.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!bear_grpc/v1/server_service.proto\x12\x0c\x62\x65\x61r_grpc.v1\x1a\x18\x62\x65\x61r_grpc/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\"|\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12&\n\x04kind\x18\x03 \x01(\x0e\x32\x18.bear_grpc.v1.DeviceKind\x12\x12\n\nfree_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x03\"\xce\x03\n\x0cServerLimits\x12\x16\n\x0emax_text_bytes\x18\x01 \x01(\x03\x12\x1a\n\x12max_stop_sequences\x18\x02 \x01(\x05\x12\x1f\n\x17max_stop_sequence_bytes\x18\x03 \x01(\x05\x12\x1c\n\x14max_waiting_requests\x18\x04 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12max_metadata_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12max_unbroken_bytes\x18\x07 \x01(\x03\x12\x14\n\x0cmax_messages\x18\x08 \x01(\x05\x12\x15\n\rmax_token_ids\x18\t \x01(\x05\x12\x13\n\x0bmax_answers\x18\n \x01(\x05\x12\x17\n\x0fmax_stop_tokens\x18\x0b \x01(\x05\x12\x16\n\x0emax_logit_bias\x18\x0c \x01(\x05\x12\x18\n\x10max_top_logprobs\x18\r \x01(\x05\x12\x1c\n\x14max_constraint_bytes\x18\x0e \x01(\x03\x12\x1c\n\x14max_constraint_depth\x18\x0f \x01(\x05\x12\x13\n\x0bmax_choices\x18\x10 \x01(\x05\x12\x1a\n\x12max_waiting_tokens\x18\x11 \x01(\x03\"\x16\n\x14GetServerInfoRequest\"\xd2\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12 \n\x18llama_cpp_python_version\x18\x02 \x01(\t\x12\x17\n\x0fllama_cpp_build\x18\x03 \x01(\t\x12%\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x14.bear_grpc.v1.Device\x12*\n\x06limits\x18\x05 \x01(\x0b\x32\x1a.bear_grpc.v1.ServerLimits\x12+\n\x07sandbox\x18\x06 \x01(\x0e\x32\x1a.bear_grpc.v1.SandboxState\x12\x12\n\ncore_count\x18\x07 \x01(\x05\x12\x15\n\rallowed_paths\x18\x08 \x03(\t\x12\x16\n\x0esandbox_detail\x18\t \x01(\t\x12*\n\x06memory\x18\n \x01(\x0b\x32\x1a.bear_grpc.v1.MemoryLedger\"\xcc\x02\n\tModelLoad\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rrunning_count\x18\x02 \x01(\x05\x12\x15\n\rwaiting_count\x18\x03 \x01(\x05\x12\x1b\n\x13waiting_token_count\x18\x04 \x01(\x03\x12\x12\n\nslot_count\x18\x05 \x01(\x05\x12!\n\x19kv_cache_used_token_count\x18\x06 \x01(\x03\x12!\n\x19kv_cache_idle_token_count\x18\x07 \x01(\x03\x12\x1c\n\x14kv_cache_token_count\x18\x08 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\t \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\n \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x13\n\x0butilization\x18\x0c \x01(\x01\"\xfe\x02\n\nServerLoad\x12\x15\n\rrunning_count\x18\x01 \x01(\x05\x12\x15\n\rwaiting_count\x18\x02 \x01(\x05\x12!\n\x19kv_cache_used_token_count\x18\x03 \x01(\x03\x12\x1c\n\x14kv_cache_token_count\x18\x04 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x1b\n\x13waiting_token_count\x18\x06 \x01(\x03\x12\x12\n\nslot_count\x18\x07 \x01(\x05\x12!\n\x19kv_cache_idle_token_count\x18\x08 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\t \x01(\x01\x12\x1b\n\x13requests_per_second\x18\n \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x13\n\x0butilization\x18\x0c \x01(\x01\x12\'\n\x06models\x18\r \x03(\x0b\x32\x17.bear_grpc.v1.ModelLoad\"\x10\n\x0eGetLoadRequest\"9\n\x0fGetLoadResponse\x12&\n\x04load\x18\x01 \x01(\x0b\x32\x18.bear_grpc.v1.ServerLoad\"?\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x11WatchLoadResponse\x12&\n\x04load\x18\x01 \x01(\x0b\x32\x18.bear_grpc.v1.ServerLoad\"\x0e\n\x0c\x44rainRequest\"(\n\rDrainResponse\x12\x17\n\x0fremaining_count\x18\x01 \x01(\x05*\x90\x01\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x02\x12\x1e\n\x1a\x44\x45VICE_KIND_INTEGRATED_GPU\x10\x03\x12\x1b\n\x17\x44\x45VICE_KIND_ACCELERATOR\x10\x04*u\n\x0cSandboxState\x12\x1d\n\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11SANDBOX_STATE_OFF\x10\x01\x12\x14\n\x10SANDBOX_STATE_ON\x10\x02\x12\x19\n\x15SANDBOX_STATE_PARTIAL\x10\x03\x32\xc3\x02\n\rServerService\x12X\n\rGetServerInfo\x12\".bear_grpc.v1.GetServerInfoRequest\x1a#.bear_grpc.v1.GetServerInfoResponse\x12\x46\n\x07GetLoad\x12\x1c.bear_grpc.v1.GetLoadRequest\x1a\x1d.bear_grpc.v1.GetLoadResponse\x12N\n\tWatchLoad\x12\x1e.bear_grpc.v1.WatchLoadRequest\x1a\x1f.bear_grpc.v1.WatchLoadResponse0\x01\x12@\n\x05\x44rain\x12\x1a.bear_grpc.v1.DrainRequest\x1a\x1b.bear_grpc.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bear_grpc.v1.server_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICEKIND']._serialized_start=2019
-  _globals['_DEVICEKIND']._serialized_end=2163
-  _globals['_SANDBOXSTATE']._serialized_start=2165
-  _globals['_SANDBOXSTATE']._serialized_end=2282
+  _globals['_DEVICEKIND']._serialized_start=2047
+  _globals['_DEVICEKIND']._serialized_end=2191
+  _globals['_SANDBOXSTATE']._serialized_start=2193
+  _globals['_SANDBOXSTATE']._serialized_end=2310
   _globals['_DEVICE']._serialized_start=109
   _globals['_DEVICE']._serialized_end=233
   _globals['_SERVERLIMITS']._serialized_start=236
-  _globals['_SERVERLIMITS']._serialized_end=670
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=672
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=694
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=697
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1035
-  _globals['_MODELLOAD']._serialized_start=1038
-  _globals['_MODELLOAD']._serialized_end=1370
-  _globals['_SERVERLOAD']._serialized_start=1373
-  _globals['_SERVERLOAD']._serialized_end=1755
-  _globals['_GETLOADREQUEST']._serialized_start=1757
-  _globals['_GETLOADREQUEST']._serialized_end=1773
-  _globals['_GETLOADRESPONSE']._serialized_start=1775
-  _globals['_GETLOADRESPONSE']._serialized_end=1832
-  _globals['_WATCHLOADREQUEST']._serialized_start=1834
-  _globals['_WATCHLOADREQUEST']._serialized_end=1897
-  _globals['_WATCHLOADRESPONSE']._serialized_start=1899
-  _globals['_WATCHLOADRESPONSE']._serialized_end=1958
-  _globals['_DRAINREQUEST']._serialized_start=1960
-  _globals['_DRAINREQUEST']._serialized_end=1974
-  _globals['_DRAINRESPONSE']._serialized_start=1976
-  _globals['_DRAINRESPONSE']._serialized_end=2016
-  _globals['_SERVERSERVICE']._serialized_start=2285
-  _globals['_SERVERSERVICE']._serialized_end=2608
+  _globals['_SERVERLIMITS']._serialized_end=698
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=700
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=722
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=725
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1063
+  _globals['_MODELLOAD']._serialized_start=1066
+  _globals['_MODELLOAD']._serialized_end=1398
+  _globals['_SERVERLOAD']._serialized_start=1401
+  _globals['_SERVERLOAD']._serialized_end=1783
+  _globals['_GETLOADREQUEST']._serialized_start=1785
+  _globals['_GETLOADREQUEST']._serialized_end=1801
+  _globals['_GETLOADRESPONSE']._serialized_start=1803
+  _globals['_GETLOADRESPONSE']._serialized_end=1860
+  _globals['_WATCHLOADREQUEST']._serialized_start=1862
+  _globals['_WATCHLOADREQUEST']._serialized_end=1925
+  _globals['_WATCHLOADRESPONSE']._serialized_start=1927
+  _globals['_WATCHLOADRESPONSE']._serialized_end=1986
+  _globals['_DRAINREQUEST']._serialized_start=1988
+  _globals['_DRAINREQUEST']._serialized_end=2002
+  _globals['_DRAINRESPONSE']._serialized_start=2004
+  _globals['_DRAINRESPONSE']._serialized_end=2044
+  _globals['_SERVERSERVICE']._serialized_start=2313
+  _globals['_SERVERSERVICE']._serialized_end=2636
 # @@protoc_insertion_point(module_scope)

@@ -143,6 +143,7 @@ class ServerLimits(_message.Message):
     MAX_CONSTRAINT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CONSTRAINT_DEPTH_FIELD_NUMBER: _builtins.int
     MAX_CHOICES_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_TOKENS_FIELD_NUMBER: _builtins.int
     max_text_bytes: _builtins.int
     """Longest text of a prompt, of all chat messages together, or of a text
     to tokenize, in UTF-8 bytes.
@@ -177,6 +178,8 @@ class ServerLimits(_message.Message):
     """Most brackets of a constraint that are open at a time."""
     max_choices: _builtins.int
     """Most choices of a constraint."""
+    max_waiting_tokens: _builtins.int
+    """Most tokens of prompts that wait for one model."""
     def __init__(
         self,
         *,
@@ -196,10 +199,11 @@ class ServerLimits(_message.Message):
         max_constraint_bytes: _builtins.int = ...,
         max_constraint_depth: _builtins.int = ...,
         max_choices: _builtins.int = ...,
+        max_waiting_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answers", b"max_answers", "max_choices", b"max_choices", "max_constraint_bytes", b"max_constraint_bytes", "max_constraint_depth", b"max_constraint_depth", "max_logit_bias", b"max_logit_bias", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_metadata_bytes", b"max_metadata_bytes", "max_stop_sequence_bytes", b"max_stop_sequence_bytes", "max_stop_sequences", b"max_stop_sequences", "max_stop_tokens", b"max_stop_tokens", "max_text_bytes", b"max_text_bytes", "max_token_ids", b"max_token_ids", "max_top_logprobs", b"max_top_logprobs", "max_unbroken_bytes", b"max_unbroken_bytes", "max_waiting_requests", b"max_waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answers", b"max_answers", "max_choices", b"max_choices", "max_constraint_bytes", b"max_constraint_bytes", "max_constraint_depth", b"max_constraint_depth", "max_logit_bias", b"max_logit_bias", "max_message_bytes", b"max_message_bytes", "max_messages", b"max_messages", "max_metadata_bytes", b"max_metadata_bytes", "max_stop_sequence_bytes", b"max_stop_sequence_bytes", "max_stop_sequences", b"max_stop_sequences", "max_stop_tokens", b"max_stop_tokens", "max_text_bytes", b"max_text_bytes", "max_token_ids", b"max_token_ids", "max_top_logprobs", b"max_top_logprobs", "max_unbroken_bytes", b"max_unbroken_bytes", "max_waiting_requests", b"max_waiting_requests", "max_waiting_tokens", b"max_waiting_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

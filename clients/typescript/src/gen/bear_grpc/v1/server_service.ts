@@ -105,6 +105,8 @@ export interface ServerLimits {
   maxConstraintDepth: number;
   /** Most choices of a constraint. */
   maxChoices: number;
+  /** Most tokens of prompts that wait for one model. */
+  maxWaitingTokens: number;
 }
 
 /** Nothing to ask. */
@@ -361,6 +363,7 @@ function createBaseServerLimits(): ServerLimits {
     maxConstraintBytes: 0,
     maxConstraintDepth: 0,
     maxChoices: 0,
+    maxWaitingTokens: 0,
   };
 }
 
@@ -413,6 +416,9 @@ export const ServerLimits: MessageFns<ServerLimits> = {
     }
     if (message.maxChoices !== 0) {
       writer.uint32(128).int32(message.maxChoices);
+    }
+    if (message.maxWaitingTokens !== 0) {
+      writer.uint32(136).int64(message.maxWaitingTokens);
     }
     return writer;
   },
@@ -558,6 +564,14 @@ export const ServerLimits: MessageFns<ServerLimits> = {
             message.maxChoices = reader.int32();
             continue;
           }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.maxWaitingTokens = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -591,6 +605,7 @@ export const ServerLimits: MessageFns<ServerLimits> = {
     message.maxConstraintBytes = object.maxConstraintBytes ?? 0;
     message.maxConstraintDepth = object.maxConstraintDepth ?? 0;
     message.maxChoices = object.maxChoices ?? 0;
+    message.maxWaitingTokens = object.maxWaitingTokens ?? 0;
     return message;
   },
 };
