@@ -55,6 +55,10 @@ class Calls(grpc.aio.ServerInterceptor):
             except asyncio.CancelledError:
                 call.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
                 raise
+            except grpc.aio.InternalError:
+                # Nobody is there for the message or the status: gRPC would log a traceback of it.
+                call.code = "CANCELLED"
+                raise asyncio.CancelledError("the client is gone") from None
             finally:
                 call.code = call.code or code_of(context)
                 call.ended_s = time.monotonic()
