@@ -33,6 +33,7 @@ from .models.registry import Registry
 from .models.shelf import Shelf
 from .reload import Reloads
 from .rpc.access import Access
+from .rpc.audit import AuditObserver
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.inference import InferenceServicer
@@ -147,6 +148,8 @@ class Server:
         self.health = Health(SERVICES)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
+        self.audit = AuditObserver(config.state_dir)
+        self.calls.add(self.audit)
         authenticator = Authenticator() if config.auth == "keys" else None
         access = Access(self.shelf.own_name, authenticator, Failures())
         self.keys: LiveKeys | None = None
@@ -287,6 +290,7 @@ class Server:
         await self._server.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        await asyncio.to_thread(self.audit.close)
         if self._tracing is not None:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
         if self.keys is not None:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from bear_grpc import __version__
 from bear_grpc.cli import (
+    audit,
     drain,
     estimate,
     health,
@@ -119,6 +120,7 @@ app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
 app.command()(settings.config)
+app.command()(audit.audit)
 app.add_typer(keys.app, name="keys")
 
 

@@ -26,7 +26,7 @@ class Call:
     all answers drew, `timings` are those of the last to end. Its model was ready at `ready_s`, a worker
     took it up at `started_s` (0: never), workers died under it at `restarts_s`. `operation` is what
     OpenTelemetry calls it. An observer's `on_delta` is called with the number of tokens of each piece of
-    text.
+    text. Of an audited method `subjects` are the models that the request names.
     """
 
     method: str
@@ -38,6 +38,7 @@ class Call:
     code: str = ""
     reason: str = ""
     model: str = ""
+    subjects: tuple[str, ...] = ()
     request_id: str = ""
     usage: Usage = NOTHING
     timings: Timings | None = None
