@@ -28,6 +28,7 @@ from bear_grpc.cli import (
     settings,
     show,
     text,
+    top,
 )
 from bear_grpc.cli.advice import report
 from bear_grpc.cli.session import API_KEY
@@ -120,6 +121,7 @@ app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
 app.command()(settings.config)
+app.command()(top.top)
 app.command()(audit.audit)
 app.add_typer(keys.app, name="keys")
 
