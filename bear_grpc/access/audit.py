@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 FILE = "audit.log"
-MAX_SUBJECT_CHARS = 256
+# What a request can make of a line is bounded; what is above is cut.
+MAX_SUBJECT_CHARS, MAX_SUBJECTS = 256, 32
 _FIRST = "0" * 64
 _BLOCK = 65_536
 

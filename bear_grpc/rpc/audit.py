@@ -7,7 +7,7 @@ import queue
 import threading
 from pathlib import Path
 
-from ..access.audit import MAX_SUBJECT_CHARS, Entry, append
+from ..access.audit import MAX_SUBJECT_CHARS, MAX_SUBJECTS, Entry, append
 from ..access.caller import Scope
 from ..access.policy import SCOPES
 from .call import Call
@@ -46,7 +46,7 @@ class AuditObserver:
             actor=call.caller.id,
             tenant=call.caller.tenant,
             peer=call.peer,
-            subjects=tuple(name[:MAX_SUBJECT_CHARS] for name in call.subjects),
+            subjects=tuple(name[:MAX_SUBJECT_CHARS] for name in call.subjects[:MAX_SUBJECTS]),
             code=call.code,
             reason=call.reason,
             duration_s=round(call.ended_s - call.began_s, 3),
