@@ -164,7 +164,7 @@ def _subjects(method: str, request: Any) -> tuple[str, ...]:
     """For the audit log; of a request that the servicer will refuse there may be none."""
     try:
         return tuple(SUBJECTS[method](request)) if method in SUBJECTS else ()
-    except (BearError, ValueError):
+    except (BearError, ValueError, AttributeError):  # the last: bytes, of a handler that unpacks them itself
         return ()
 
 

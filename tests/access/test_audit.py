@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -68,11 +68,21 @@ def test_a_last_line_longer_than_a_block_is_hashed_whole(tmp_path: Path) -> None
     assert check(lines(tmp_path)).problems == ()
 
 
+def write_together(folder: Path, barrier: Barrier, actor: str) -> None:
+    barrier.wait(60)
+    write(folder, 100, actor)
+
+
 def test_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-        list(pool.map(write, [tmp_path] * 3, [20] * 3, "abc"))
+    context = get_context("spawn")
+    barrier = context.Barrier(3)
+    writers = [context.Process(target=write_together, args=(tmp_path, barrier, actor)) for actor in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
     found = lines(tmp_path)
-    assert (len(found), check(found).problems) == (60, ())
+    assert (len(found), check(found).problems) == (300, ())
 
 
 def bear(folder: Path, *args: str) -> tuple[int, str, str]:
