@@ -29,6 +29,7 @@ from .models.shelf import Shelf
 from .protocol import DeviceInfo
 from .reload import Reloads
 from .rpc.access import Access
+from .rpc.audit import AuditObserver
 from .rpc.calls import Calls
 from .rpc.health import Health
 from .rpc.identity import Certified
@@ -151,6 +152,8 @@ class Server:
         if config.metrics_listen:
             self.metrics = self._make_metrics(spawner, cores)
             self.calls.add(self.metrics.calls)
+        self.audit = AuditObserver(config.state_dir)
+        self.calls.add(self.audit)
         authenticator = Authenticator() if config.auth == "keys" else None
         access = Access(self.shelf.own_name, authenticator, Failures())
         self.keys: LiveKeys | None = None
@@ -315,6 +318,7 @@ class Server:
         await self._listeners.stop(LAST_CALLS_S)
         await self.shelf.close()
         await self.health.close()
+        await asyncio.to_thread(self.audit.close)
         if self._tracing is not None:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
         if self.keys is not None:

@@ -156,6 +156,8 @@ USES_WALL_CLOCK = {
     "models/entry.py": "tells since when a model is in its state",
     "models/keeping.py": "tells when a model will be unloaded, which a timer does",
     "access/authentication.py": "tells whether a key has expired",
+    "access/audit.py": "tells when something was done",
+    "cli/audit.py": "tells how long ago that was",
     "access/keys.py": "tells when a key was made, and how long it is valid",
     "cli/keys.py": "tells how long a key is valid",
     "worker/template.py": "templates write today's date",

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from bear_grpc import __version__
 from bear_grpc.cli import (
+    audit,
     drain,
     estimate,
     health,
@@ -28,6 +29,7 @@ from bear_grpc.cli import (
     settings,
     show,
     text,
+    top,
 )
 from bear_grpc.cli.advice import report
 from bear_grpc.cli.session import API_KEY
@@ -144,6 +146,8 @@ app.command("health")(health.health)
 app.command()(health.info)
 app.command()(drain.drain)
 app.command()(settings.config)
+app.command()(top.top)
+app.command()(audit.audit)
 app.add_typer(keys.app, name="keys")
 
 

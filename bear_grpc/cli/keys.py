@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -102,8 +103,9 @@ def create(
             models=tuple(model) if model else None,
             priority=Priority[priority.name],
             quotas=quotas,
-            expires_s=None if expires is None else _moment(expires, time.time()),
+            expires_s=None if expires is None else moment(expires, time.time()),
         )
+        _record(store, "CreateKey", key.id)
     if json:
         typer.echo(json_text.dumps({"key": text, **_as_json(key)}, indent=2))
         return
@@ -187,6 +189,8 @@ def revoke(
     with _store(state_dir, config) as store:
         for found in [_found(store, key) for key in keys]:
             done = store.revoke(found.id)
+            if done:
+                _record(store, "RevokeKey", found.id)
             output.say(f"{found.id} is revoked" if done else f"{found.id} was revoked before")
 
 
@@ -204,6 +208,22 @@ def _store(state_dir: str | None, config: Path | None) -> Iterator[KeyStore]:
         raise typer.Exit(1) from None
 
 
+def _record(store: KeyStore, action: str, key_id: str) -> None:
+    """Into the audit log; the key is changed already, so an error is only told."""
+    from pwd import getpwuid
+
+    from bear_grpc.access.audit import Entry, append
+
+    try:
+        name = getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    try:
+        append(store.file.parent, Entry(action, actor=f"os:{name}", subjects=(key_id,)))
+    except OSError as error:
+        output.note(f"warning: not in the audit log: {error}")
+
+
 def _found(store: KeyStore, text: str) -> Key:
     from bear_grpc.access.key import id_of
 
@@ -216,10 +236,10 @@ def _found(store: KeyStore, text: str) -> Key:
     return found
 
 
-def _moment(text: str, now_s: float) -> float:
-    """Seconds since 1970 of a time from now or of the begin of a day, UTC. Raises BadParameter."""
+def moment(text: str, now_s: float, *, ahead: bool = True) -> float:
+    """Seconds since 1970 of a time from now, or ago, or of the begin of a day, UTC. Raises BadParameter."""
     if match := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return now_s + int(match[1]) * _UNITS_S[match[2]]
+        return now_s + (1 if ahead else -1) * int(match[1]) * _UNITS_S[match[2]]
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

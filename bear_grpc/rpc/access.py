@@ -17,6 +17,7 @@ from ..access.caller import Caller, tenant_of
 from ..access.policy import OPEN, SCOPES
 from ..access.slowing import FIRST_DELAY_S, Failures
 from ..errors import BearError, KeyInvalid, KeyMissing, ModelDenied, ScopeMissing
+from .audit import AUDITED
 from .call import Call, current_call
 from .calls import wrapped
 from .health import MODEL_PREFIX
@@ -89,6 +90,8 @@ class Access(grpc.aio.ServerInterceptor):
 
     def _admit(self, call: Call, method: str, request: Any) -> str:
         """Sets the caller; gives the id of its key, if it came with one. Raises what refuses the call."""
+        if method in AUDITED:
+            call.subjects = _subjects(method, request)
         key_id = ""
         problem: BearError | None = None
         if self._authenticator is not None:
@@ -155,6 +158,14 @@ class Access(grpc.aio.ServerInterceptor):
             await asyncio.sleep(delay_s)
         finally:
             self._slowed -= 1
+
+
+def _subjects(method: str, request: Any) -> tuple[str, ...]:
+    """For the audit log; of a request that the servicer will refuse there may be none."""
+    try:
+        return tuple(SUBJECTS[method](request)) if method in SUBJECTS else ()
+    except (BearError, ValueError, AttributeError):  # the last: bytes, of a handler that unpacks them itself
+        return ()
 
 
 def nobody(caller: Caller) -> Caller:

@@ -40,7 +40,7 @@ class Call:
     took it up at `started_s` (0: never), workers died under it at `restarts_s`. `operation` is what
     OpenTelemetry calls it. Messages waited for the client's window for `stalled_s`. An observer's
     `on_delta` is called with the number of tokens of each piece of text; its `transcript` gets the input
-    and the text.
+    and the text. Of an audited method `subjects` are the models that the request names.
     """
 
     method: str
@@ -52,6 +52,7 @@ class Call:
     code: str = ""
     reason: str = ""
     model: str = ""
+    subjects: tuple[str, ...] = ()
     request_id: str = ""
     usage: Usage = NOTHING
     timings: Timings | None = None

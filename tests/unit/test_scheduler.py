@@ -183,7 +183,9 @@ class Histories(RuleBasedStateMachine):
         assert victim.order == max(each.order for each in self.scheduler.running.values())
         self.scheduler.preempt(victim)
         assert (victim.phase, victim.num_computed, victim.sequence_id) == (Phase.WAITING, 0, -1)
-        assert self.scheduler.waiting.head(0.0) is victim or not victim.is_started
+        head = self.scheduler.waiting.head(0.0)
+        # Before it come only those that have begun and came earlier.
+        assert head is victim or not victim.is_started or (head.is_started and head.arrival < victim.arrival)
 
     @rule(times=st.integers(1, 4))
     def step(self, times: int) -> None:

@@ -1,0 +1,74 @@
+"""Writes the calls that change a server into its audit log."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from pathlib import Path
+
+from ..access.audit import MAX_SUBJECT_CHARS, MAX_SUBJECTS, Entry, append
+from ..access.caller import Scope
+from ..access.policy import SCOPES
+from .call import Call
+
+log = logging.getLogger(__name__)
+
+# Entries that wait for the disk. Above it they are lost, which the log says.
+MAX_WAITING = 10_000
+_PREFIX = "/bear_grpc."
+AUDITED = frozenset(
+    method
+    for method, scope in SCOPES.items()
+    if scope in (Scope.MODELS_ADMIN, Scope.SERVER_ADMIN) and method.startswith(_PREFIX)
+)
+
+
+class AuditObserver:
+    """A call observer. Its own thread writes; a write that fails is logged, and the call answered anyway.
+
+    Calls without a valid key are left out: whoever reaches the port could fill the disk with them.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._waiting: queue.Queue[Entry | None] = queue.Queue(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, call: Call) -> None:
+        pass
+
+    def end(self, call: Call) -> None:
+        if call.method not in AUDITED or call.code == "UNAUTHENTICATED":
+            return
+        entry = Entry(
+            action=call.method.rpartition("/")[2],
+            actor=call.caller.id,
+            tenant=call.caller.tenant,
+            peer=call.peer,
+            subjects=tuple(name[:MAX_SUBJECT_CHARS] for name in call.subjects[:MAX_SUBJECTS]),
+            code=call.code,
+            reason=call.reason,
+            duration_s=round(call.ended_s - call.began_s, 3),
+        )
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="audit", daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait(entry)
+        except queue.Full:
+            log.error("not in the audit log, which is too slow: %s", entry)
+
+    def close(self) -> None:
+        """Returns when all is written; blocks. For after the last call."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _write(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            try:
+                append(self._state_dir, entry)
+            except OSError as exc:
+                log.error("not in the audit log (%s): %s", exc, entry)

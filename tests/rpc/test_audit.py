@@ -1,0 +1,61 @@
+"""What changes a server is in its audit log, what only uses it is not."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from bear_grpc.access.audit import FILE, Entry, check, entry_of, lines
+from bear_grpc.access.caller import Scope
+from bear_grpc.access.keys import KeyStore
+from bear_grpc.executor.spawner import Spawner
+from bear_grpc.server import Server
+from tests.helpers.rpc import Api, Code, fails, serving
+
+
+def entries(state: Path) -> list[Entry]:
+    found = lines(state)
+    assert check(found).problems == ()
+    return [entry for line in found if (entry := entry_of(line)) is not None]
+
+
+async def key(server: Server, store: KeyStore, *scopes: Scope) -> tuple[str, str]:
+    made, text = store.create(scopes=frozenset(scopes))
+    assert server.keys is not None
+    await server.keys.refresh()
+    return made.id, text
+
+
+async def test_changes_and_refused_ones_are_recorded_and_reads_are_not(
+    tmp_path: Path, spawner: Spawner, tiny_file: Path
+) -> None:
+    state = tmp_path / "state"
+    async with serving(tmp_path, spawner, auth="keys", allow_path=[tiny_file.parent]) as (server, nobody):
+        with KeyStore(state) as store:
+            admin_id, admin = await key(server, store, *Scope)
+            user_id, user = await key(server, store, Scope.INFER, Scope.MODELS_READ)
+        async with Api(server.addresses[0], key=admin) as api:
+            await api.register("tiny", tiny_file)
+            await api.load("tiny")
+            async with Api(server.addresses[0], key=user) as other:
+                await fails(other.load("tiny"), Code.PERMISSION_DENIED, "SCOPE_MISSING")
+            await fails(nobody.load("tiny"), Code.UNAUTHENTICATED, "KEY_MISSING")
+            await fails(api.load("missing"), Code.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert [(each.action, each.actor, each.subjects, each.code, each.reason) for each in entries(state)] == [
+        ("RegisterModel", admin_id, ("tiny",), "OK", ""),
+        ("LoadModel", admin_id, ("tiny",), "OK", ""),
+        ("LoadModel", user_id, ("tiny",), "PERMISSION_DENIED", "SCOPE_MISSING"),
+        ("LoadModel", admin_id, ("missing",), "NOT_FOUND", "MODEL_NOT_FOUND"),
+    ]
+
+
+async def test_a_log_that_cannot_be_written_costs_no_answer(
+    tmp_path: Path, spawner: Spawner, tiny_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state" / FILE).mkdir(parents=True)
+    with caplog.at_level(logging.ERROR):
+        async with serving(tmp_path, spawner, allow_path=[tiny_file.parent]) as (_, api):
+            await api.register("tiny", tiny_file)
+    assert "not in the audit log" in caplog.text
