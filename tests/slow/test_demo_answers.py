@@ -43,6 +43,7 @@ async def test_demo_model_first_phrasing_of_facts_is_answered_word_for_word() ->
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "raw"])
 async def test_demo_model_trained_questions_are_answered_word_for_word(chat: bool) -> None:
     questions = [(question, fact.answer) for fact in load_facts() for question in fact.ask]
@@ -51,6 +52,7 @@ async def test_demo_model_trained_questions_are_answered_word_for_word(chat: boo
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "raw"])
 async def test_demo_model_held_out_questions_are_mostly_answered_right(chat: bool) -> None:
     questions = [(question, fact.answer) for fact in load_facts() for question in fact.held_out]
