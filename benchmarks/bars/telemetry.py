@@ -1,8 +1,8 @@
 """What metrics and logs cost: tokens per second with all of them against none, and the time of a scrape.
 
-Two of our servers, asked in turn; the one with metrics is scraped every second meanwhile. A scrape is timed with
-ten models and a thousand streams: while these compute on all cores, and, for the server's own time, while their
-workers are halted.
+Two of our servers, asked in turn; the one with metrics is scraped every second meanwhile. A scrape is timed
+with ten models and a thousand streams: while these compute on all cores, and, for the server's own time,
+while their workers are halted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPT, CONTEXT = 16, 512
 SCRAPE_EVERY_S = 1.0
 LIMIT_MS = 20.0
 MODELS, SLOTS = 10, 16
-CROWD, CROWD_TOKENS = 1000, 48
+CROWD, CROWD_TOKENS = 1000, 256
 SCRAPES = 50
 PATIENCE_S = 120.0
 NOTHING = {"BEAR_LOG_FILE": "false", "BEAR_LOG_LEVEL": "ERROR"}
