@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 
 PATH = "/metrics"
 MAX_HEAD_BYTES = 16 * 1024
-# A connection that is slower than this, or one too many, is closed.
-PATIENCE_S = 5.0
+# A client that is slower than this to ask or to read, or one too many, is cut off. Long enough for a machine
+# with more work than cores: Prometheus itself waits 10 s.
+PATIENCE_S = 10.0
 MAX_CONNECTIONS = 16
 _INDEX = b'<a href="/metrics">metrics</a>\n'
 
@@ -51,7 +52,9 @@ class ScrapeServer:
             if len(self._connections) <= MAX_CONNECTIONS:
                 async with asyncio.timeout(PATIENCE_S):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(await self._answer(head.decode("latin-1")))
+                # How long the page takes is not the client's doing.
+                writer.write(await self._answer(head.decode("latin-1")))
+                async with asyncio.timeout(PATIENCE_S):
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()
