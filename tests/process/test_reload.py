@@ -71,7 +71,9 @@ async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
     target = f"unix:{tmp_path}/bear.sock"
     # The session's leader gets the terminal by opening it.
     start = (
-        "import os, sys; os.setsid(); os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+        "import os, signal, sys; os.setsid(); os.open(os.ttyname(0), os.O_RDWR); "
+        # Who runs the tests may have ignored it, as nohup does.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     process = await asyncio.to_thread(
         subprocess.Popen,
