@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
 from .access.authentication import Authenticator
-from .access.certificates import EVERYBODY, Identities
+from .access.certificates import EVERYBODY, Identities, Identity
 from .access.keys import KeyStoreError
 from .access.live_keys import LiveKeys
 from .access.slowing import Failures
@@ -159,7 +159,7 @@ class Server:
         self.keys: LiveKeys | None = None
         if authenticator is not None:
             self.keys = LiveKeys(config.state_dir, authenticator, access.end_invalid)
-        self.identities = Identities(EVERYBODY if config.auth == "off" else config.identities)
+        self.identities = Identities(_identities(config))
         listeners = config.all_listeners
         ask_certificates = any(listener.tls == "mutual" for listener in listeners)
         certified = [Certified(self.identities)] if ask_certificates else []
@@ -213,6 +213,7 @@ class Server:
             apply=lambda config: self.manager.set_max_waiting(config.max_waiting_requests),
         )
         add("keep_alive_s", apply=lambda config: self.manager.set_keep_alive(config.keep_alive_s))
+        add("identities", apply=lambda config: self.identities.replace(_identities(config)))
         self.reloads.add_files("catalog", prepare=lambda config: self.shelf.prepare_catalog(config.catalog))
 
     def _reload(self, config: ServerConfig) -> None:
@@ -325,6 +326,10 @@ class Server:
             await self.keys.close()
         if self.metrics is not None:
             await self.metrics.close()
+
+
+def _identities(config: ServerConfig) -> Mapping[str, Identity]:
+    return EVERYBODY if config.auth == "off" else config.identities
 
 
 def _allowed_roots(config: ServerConfig) -> list[Path]:

@@ -72,7 +72,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Identity],
         about(
             "what the names in client certificates may do, by patterns of them "
-            "([client certificates](security.md#client-certificates))"
+            "([client certificates](security.md#client-certificates))",
+            reloads=True,
         ),
     ] = {}
     load: Annotated[list[str], about("models to load before the server reports SERVING")] = []

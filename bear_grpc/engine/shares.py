@@ -12,6 +12,8 @@ import dataclasses
 from .sequence import Sequence
 
 PROMPT_COST, DRAWN_COST = 1, 2
+# Tenants, and tags of one, that ask for nothing now and are remembered: those that have had the most.
+MAX_IDLE = 256
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -101,8 +103,10 @@ def _leave(parties: dict[str, Party], name: str) -> None:
         parties.clear()
         return
     least = _least(parties)
-    for idle in [key for key, party in parties.items() if not party.alive and party.served <= least]:
-        del parties[idle]
+    idle = sorted((party.served, key) for key, party in parties.items() if not party.alive)
+    for place, (served, key) in enumerate(idle):
+        if served <= least or len(idle) - place > MAX_IDLE:
+            del parties[key]
 
 
 def _least(parties: dict[str, Party]) -> int:

@@ -131,11 +131,6 @@ class ModelExecutor:
         return self._supervisor.left
 
     @property
-    def memory_reader(self) -> Callable[[], int] | None:
-        """What tells `memory_bytes` in any thread; None while there is no process."""
-        return self._supervisor.memory_reader
-
-    @property
     def in_flight(self) -> int:
         """Sequences that have not ended."""
         return len(self._generations)

@@ -66,11 +66,6 @@ class Supervisor:
         self._left = [process for process in self._left if not process.has_ended]
         return tuple(self._left)
 
-    @property
-    def memory_reader(self) -> Callable[[], int] | None:
-        """What tells `memory_bytes` in any thread; None while there is no process."""
-        return self._link.process.memory_bytes if self._link is not None else None
-
     async def start(self, load: Load) -> Ready:
         """Starts a worker and loads the model. On any error the worker is gone.
 

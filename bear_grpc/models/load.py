@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from ..executor.executor import ModelExecutor
+from ..executor.memory import memory_of
 from .entry import ModelEntry
 from .shelf import Shelf
 
@@ -92,8 +93,7 @@ class LoadMeter:
         return [entry.executor for entry in self._shelf.list() if entry.executor is not None]
 
     async def _read_memory(self) -> None:
-        """In another thread: it takes milliseconds for each process."""
-        self._memory = await asyncio.to_thread(_memory_of, self._executors())
+        self._memory = await memory_of(self._executors())
         self._memory_read_s = self._clock()
 
 
@@ -116,7 +116,3 @@ def load_of(entry: ModelEntry, memory: Mapping[ModelExecutor, int]) -> ModelLoad
         decode_rate=rates.decode,
         memory_bytes=memory.get(executor, 0),
     )
-
-
-def _memory_of(executors: Sequence[ModelExecutor]) -> dict[ModelExecutor, int]:
-    return {executor: executor.memory_bytes for executor in executors}

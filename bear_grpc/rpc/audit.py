@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # Entries that wait for the disk. Above it they are lost, which the log says.
 MAX_WAITING = 10_000
+# What is still to be written at the end gets so long: a disk that hangs holds up no stop.
+CLOSE_S = 5.0
 _PREFIX = "/bear_grpc."
 AUDITED = frozenset(
     method
@@ -60,11 +63,15 @@ class AuditObserver:
             log.error("not in the audit log, which is too slow: %s", entry)
 
     def close(self) -> None:
-        """Returns when all is written; blocks. For after the last call."""
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join()
-            self._thread = None
+        """Returns when all is written, or CLOSE_S have passed; blocks. For after the last call."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S)
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            log.error("not in the audit log, whose disk does not answer: %d entries", self._waiting.qsize())
 
     def _write(self) -> None:
         while (entry := self._waiting.get()) is not None:

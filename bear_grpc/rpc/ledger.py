@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 
+from ..executor.memory import memory_of
 from ..models.entry import ModelEntry, ModelStatus
 from ..v1 import types_pb2 as pb
 
 
 async def measured(entries: Sequence[ModelEntry]) -> list[ModelStatus]:
     """The present standing of each, with what its process holds: the kernel counts a large one's pages."""
-    executors = [entry.executor for entry in entries]
-    loaded = {executor for executor in executors if executor is not None}
-    held: dict[object, int] = {}
-    if loaded:
-        held = await asyncio.to_thread(lambda: {executor: executor.memory_bytes for executor in loaded})
-    # Who has gone meanwhile, or has another worker, is not known by what was read.
+    held = await memory_of({entry.executor for entry in entries if entry.executor is not None})
+    # Who has another worker meanwhile is not known by what was read.
     return [
-        entry.status(process_bytes=held.get(executor, 0) if entry.executor is executor else 0)
-        for entry, executor in zip(entries, executors, strict=True)
+        entry.status(process_bytes=held.get(entry.executor, 0) if entry.executor is not None else 0)
+        for entry in entries
     ]
 
 

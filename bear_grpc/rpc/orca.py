@@ -18,8 +18,9 @@ from .writing import write
 LEAST_INTERVAL_S = 1.0
 # A balancer takes 0 for "not told" and gives such a server the others' mean.
 LEAST = 0.01
-# Tokens per second that a server is taken to be capable of, until it has shown what it is.
-FIRST_CAPACITY = 100.0
+# Tokens per second that an idle server is taken to be capable of, until it has shown what it is: more than
+# most are, or one that has just come would get nothing beside those that are busy and fast.
+FIRST_CAPACITY = 10_000.0
 
 
 class Reporter:

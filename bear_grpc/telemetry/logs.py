@@ -78,7 +78,10 @@ class LogWriter(threading.Thread):
 
     def run(self) -> None:
         while (record := self._source.queue.get()) is not None:
-            self.write(record)
+            try:
+                self.write(record)
+            except Exception as exc:  # of what it holds; the next one must not be lost with it
+                self._to_stream(_warning(f"a line of {record.name} cannot be written: {exc!r}"))
             if self._source.dropped > self._told_dropped:
                 lost, self._told_dropped = self._source.dropped - self._told_dropped, self._source.dropped
                 self.write(_warning(f"{lost} log lines were dropped: more came than could be written"))

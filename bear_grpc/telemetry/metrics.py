@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from .. import __version__
 from ..config import ConfigError
+from ..executor.memory import memory_of
 from ..models.manager import ModelManager
 from ..models.shelf import Shelf
 from ..protocol import DeviceInfo
@@ -36,7 +37,7 @@ class Metrics:
     ) -> None:
         """`devices` reads the devices' memory, None without a GPU; `dropped_lines` are the log's."""
         self.calls = CallMetrics(lambda name: entry.name if (entry := shelf.find(name)) else None)
-        self.slow = SlowReadings(self._memory_readers, devices)
+        self.slow = SlowReadings(self._memory, devices)
         self._shelf = shelf
         self._manager = manager
         self._dropped_lines = dropped_lines
@@ -83,6 +84,7 @@ class Metrics:
         # Written elsewhere: thousands of lines, and streams wait for this thread.
         return (await asyncio.to_thread(text_of, taken, open_metrics=open_metrics)).encode()
 
-    def _memory_readers(self) -> dict[str, Callable[[], int]]:
-        live = [entry for entry in self._shelf.list() if entry.executor is not None]
-        return {e.name: read for e in live if e.executor and (read := e.executor.memory_reader) is not None}
+    async def _memory(self) -> dict[str, int]:
+        """What each model's worker holds."""
+        names = {entry.executor: entry.name for entry in self._shelf.list() if entry.executor is not None}
+        return {names[executor]: size for executor, size in (await memory_of(names)).items()}

@@ -26,11 +26,11 @@ class SlowReadings:
 
     def __init__(
         self,
-        memory: Callable[[], Mapping[str, Callable[[], int]]],
+        memory: Callable[[], Awaitable[Mapping[str, int]]],
         devices: Callable[[], Awaitable[Sequence[DeviceInfo]]] | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`memory` gives, by model, what reads its worker's memory in a thread; `devices` all devices."""
+        """`memory` reads what each model's worker holds, by model; `devices` reads all devices."""
         self._memory = memory
         self._devices = devices
         self._clock = clock
@@ -48,10 +48,9 @@ class SlowReadings:
 
     async def read(self) -> None:
         """Reads everything now."""
-        readers = self._memory()
-        values: list[Value] = []
-        for name, size in (await asyncio.to_thread(_read_all, readers)).items():
-            values.append((families.WORKER_MEMORY, (name,), size))
+        values: list[Value] = [
+            (families.WORKER_MEMORY, (name,), size) for name, size in (await self._memory()).items() if size
+        ]
         try:
             found = await self._devices() if self._devices is not None else ()
         except BearError as exc:
@@ -75,8 +74,3 @@ class SlowReadings:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._read_s = self._clock()  # not at every scrape
             log.error("memory cannot be read", exc_info=error)
-
-
-def _read_all(readers: Mapping[str, Callable[[], int]]) -> dict[str, int]:
-    """Blocking."""
-    return {name: size for name, read in readers.items() if (size := read())}

@@ -33,6 +33,17 @@ def spawner() -> Iterator[Spawner]:
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Spawner]:
+    """Starts workers that can be made to fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        thread = Spawner(module="tests.helpers.faulty_worker")
+        yield thread
+        thread.close()
+        thread.join()
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shared server takes models from."""

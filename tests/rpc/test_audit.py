@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from bear_grpc.access.audit import FILE, Entry, check, entry_of, lines
 from bear_grpc.access.caller import Scope
 from bear_grpc.access.keys import KeyStore
 from bear_grpc.executor.spawner import Spawner
+from bear_grpc.rpc import audit
+from bear_grpc.rpc.call import Call
 from bear_grpc.server import Server
 from tests.helpers.rpc import Api, Code, fails, serving
 
@@ -59,3 +62,17 @@ async def test_a_log_that_cannot_be_written_costs_no_answer(
         async with serving(tmp_path, spawner, allow_path=[tiny_file.parent]) as (_, api):
             await api.register("tiny", tiny_file)
     assert "not in the audit log" in caplog.text
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(audit, "append", lambda *_: answers.wait())
+    monkeypatch.setattr(audit, "CLOSE_S", 0.05)
+    observer = audit.AuditObserver(tmp_path)
+    for _ in range(3):
+        observer.end(Call("/bear_grpc.v1.ModelService/LoadModel", code="OK"))
+    observer.close()
+    assert "does not answer" in caplog.text
+    answers.set()

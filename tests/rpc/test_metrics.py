@@ -297,7 +297,10 @@ async def test_memory_of_gpus_is_told_when_there_are_some_and_read_again_when_it
         asked += 1
         return [DeviceInfo("CPU", "", "cpu", 1, 2), DeviceInfo("CUDA0", "", "gpu", 3, 4)]
 
-    slow = SlowReadings(lambda: {"tiny": lambda: 5}, devices, lambda: now[0])
+    async def memory() -> dict[str, int]:
+        return {"tiny": 5}
+
+    slow = SlowReadings(memory, devices, lambda: now[0])
 
     def told() -> dict[str, list[tuple[tuple[str, ...], object]]]:
         return {taken.metric.name: list(taken.values) for taken in slow.taken()}

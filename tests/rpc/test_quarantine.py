@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,7 @@ from tests.helpers import faulty_worker
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.rpc import WAIT_S, Api, Code, collect, eventually, fails, read_until, serving, text_of
 
-ROOT = Path(__file__).parents[2]
 HONEST: dict[str, Any] = {"token_ids": [5, 6, 7], "temperature": 0, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Spawner]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        thread = Spawner(module="tests.helpers.faulty_worker")
-        yield thread
-        thread.close()
-        thread.join()
 
 
 @pytest.fixture

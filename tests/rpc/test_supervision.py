@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,6 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 2.0
 ONE_THREAD = pb.LoadOptions(threads=1)
 HONEST: dict[str, Any] = {"token_ids": [5, 6, 7], "temperature": 0, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Spawner]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        thread = Spawner(module="tests.helpers.faulty_worker")
-        yield thread
-        thread.close()
-        thread.join()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from bear_grpc.access.caller import Caller
 from bear_grpc.models.load import ModelLoad, ServerLoad
 from bear_grpc.rpc.load import PerSecond, load_to_proto
-from bear_grpc.rpc.orca import Reporter
+from bear_grpc.rpc.orca import FIRST_CAPACITY, Reporter
 from bear_grpc.rpc.orca_messages import OrcaLoadReport, OrcaLoadReportRequest
 from bear_grpc.v1 import server_service_pb2 as pb
 
@@ -128,7 +128,7 @@ def test_weight_is_what_a_server_is_capable_of_and_less_where_requests_wait() ->
 
 def test_idle_server_weighs_as_much_as_it_has_ever_been_capable_of() -> None:
     reporter = Reporter()
-    assert weight(reporter, IDLE) == pytest.approx(100)
+    assert weight(reporter, IDLE) == pytest.approx(FIRST_CAPACITY)
     weight(reporter, ModelLoad("", running=1, slots=4, decode_rate=50))
     weight(reporter, ModelLoad("", running=1, waiting=9, slots=1, decode_rate=50))
     assert weight(reporter, IDLE) == pytest.approx(200)

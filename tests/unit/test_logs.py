@@ -229,3 +229,19 @@ def test_without_a_file_nothing_is_written(tmp_path: Path, root: None) -> None:
     log.warning("hello")
     logs.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_that_cannot_be_made_costs_no_other():
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    source, stream = LogQueue(), io.StringIO()
+    odd = record("odd")
+    odd.fields = {"odd": Odd()}
+    for each in (odd, record("the next one"), None):
+        source.queue.put(each)
+    LogWriter(source, stream, as_text).run()
+    first, second = stream.getvalue().splitlines()
+    assert "cannot be written" in first and "no text" in first
+    assert second.endswith("the next one")

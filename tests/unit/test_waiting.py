@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bear_grpc.engine.sequence import Sequence
-from bear_grpc.engine.shares import DRAWN_COST, PROMPT_COST, Shares
+from bear_grpc.engine.shares import DRAWN_COST, MAX_IDLE, PROMPT_COST, Shares
 from bear_grpc.engine.stop import TextMachine
 from bear_grpc.engine.waiting import WaitingQueue
 from bear_grpc.params import Priority, SamplingParams, StopParams
@@ -141,6 +141,21 @@ def test_leaving_for_a_moment_does_not_wipe_out_what_has_been_served():
     again = sequence(2, "greedy")
     shares.join(again)
     assert shares.tenant(again).served == before
+
+
+def test_idle_ones_are_remembered_up_to_a_number_and_of_them_those_served_most():
+    shares = Shares()
+    patient = sequence(0, "patient")
+    shares.join(patient)
+    for id in range(1, 3 * MAX_IDLE):
+        each = sequence(id, f"tenant {id}")
+        shares.join(each)
+        served(shares, each, id)
+        shares.leave(each)
+    assert len(shares._tenants) == MAX_IDLE + 1
+    again = sequence(3 * MAX_IDLE, f"tenant {3 * MAX_IDLE - 1}")
+    shares.join(again)
+    assert shares.tenant(again).served > shares.tenant(patient).served
 
 
 def test_idle_tenants_are_forgotten_once_the_others_have_been_served_as_much():
