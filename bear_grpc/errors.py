@@ -389,6 +389,19 @@ class QueueFull(Exhausted):
         )
 
 
+class QuotaExceeded(Exhausted):
+    """The caller has used up a quota; `subject` is the id of its key, `quota` names a field of `Quotas`."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, subject: str, quota: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{quota} of {subject} is used up, its limit is {limit}",
+            metadata={"subject": subject, "quota": quota, "limit": limit},
+            retry_after_s=retry_after_s,
+        )
+
+
 class SlowConsumer(Exhausted):
     """The client has not read its stream for too long."""
 
