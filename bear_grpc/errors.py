@@ -29,6 +29,7 @@
     │   └── HubAccessDenied            gated or private
     ├── Exhausted                      too much of something
     │   ├── QueueFull
+    │   ├── QuotaExceeded
     │   ├── SlowConsumer
     │   ├── ConstraintTooCostly
     │   ├── InsufficientMemory
