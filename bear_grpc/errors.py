@@ -29,6 +29,7 @@
     │   └── HubAccessDenied            gated or private
     ├── Exhausted                      too much of something
     │   ├── QueueFull
+    │   ├── QuotaExceeded
     │   ├── SlowConsumer
     │   ├── ConstraintTooCostly
     │   ├── InsufficientMemory
@@ -385,6 +386,19 @@ class QueueFull(Exhausted):
         super().__init__(
             f"{waiting} {unit} wait for {name!r} already; with {asked} more the limit of {limit} is passed",
             metadata={"model": name, "unit": unit, "limit": limit, "waiting": waiting, "asked": asked},
+            retry_after_s=retry_after_s,
+        )
+
+
+class QuotaExceeded(Exhausted):
+    """The caller has used up a quota; `subject` is the id of its key, `quota` names a field of `Quotas`."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, subject: str, quota: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"{quota} of {subject} is used up, its limit is {limit}",
+            metadata={"subject": subject, "quota": quota, "limit": limit},
             retry_after_s=retry_after_s,
         )
 

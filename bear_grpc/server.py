@@ -14,6 +14,7 @@ from .access.authentication import Authenticator
 from .access.certificates import EVERYBODY, Identities, Identity
 from .access.keys import KeyStoreError
 from .access.live_keys import LiveKeys
+from .access.quotas import Limiter
 from .access.slowing import Failures
 from .config import ConfigError, ServerConfig, available_cores
 from .executor.limits import ExecutorLimits
@@ -39,8 +40,10 @@ from .rpc.load import GenerationRate
 from .rpc.models import ModelServicer
 from .rpc.orca import OrcaServicer, add_orca
 from .rpc.orca_messages import SERVICE as ORCA_SERVICE
+from .rpc.quotas import QuotaGuard
 from .rpc.reflection import add_reflection
 from .rpc.server_info import ServerServicer
+from .rpc.usage import UsageObserver
 from .store.store import Store
 from .telemetry.logs import dropped_lines
 from .telemetry.metrics import Metrics
@@ -154,6 +157,9 @@ class Server:
             self.calls.add(self.metrics.calls)
         self.audit = AuditObserver(config.state_dir)
         self.calls.add(self.audit)
+        self.usage = UsageObserver(config.state_dir, config.usage_days)
+        self.calls.add(self.usage)
+        self.limiter = Limiter()
         authenticator = Authenticator() if config.auth == "keys" else None
         access = Access(self.shelf.own_name, authenticator, Failures())
         self.keys: LiveKeys | None = None
@@ -167,7 +173,7 @@ class Server:
             listeners,
             config.tls,
             options=_channel_args(config),
-            interceptors=[self.calls, *certified, access],
+            interceptors=[self.calls, *certified, access, QuotaGuard(self.limiter)],
         )
         self._listeners.add(
             model_service_pb2_grpc.add_ModelServiceServicer_to_server,
@@ -258,6 +264,7 @@ class Server:
                 await self.keys.open()
             except KeyStoreError as exc:
                 raise ConfigError(f"state_dir: {exc}") from exc
+        self.limiter.restore(await asyncio.to_thread(self.usage.tokens_today))
         await self.health.open()
         self.addresses = self._listeners.bind()
         await self.shelf.open()
@@ -320,6 +327,7 @@ class Server:
         await self.shelf.close()
         await self.health.close()
         await asyncio.to_thread(self.audit.close)
+        await asyncio.to_thread(self.usage.close)
         if self._tracing is not None:
             await self._tracing.close(max(LAST_SPANS_S, ends_s - clock()))
         if self.keys is not None:

@@ -15,7 +15,7 @@ import bear_grpc
 PACKAGE = Path(bear_grpc.__file__).parent
 MAX_LINES = 400
 # A catalog is read by looking something up.
-MAY_BE_LONGER = {"errors.py": 600}
+MAY_BE_LONGER = {"errors.py": 620}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
 BOTTOM = {"types", "params", "errors", "input_limits", "load_plan", "bound", "outflow", "suspects"}
@@ -159,6 +159,9 @@ USES_WALL_CLOCK = {
     "access/audit.py": "tells when something was done",
     "cli/audit.py": "tells how long ago that was",
     "access/keys.py": "tells when a key was made, and how long it is valid",
+    "access/quotas.py": "quotas of a day end with the day",
+    "rpc/usage.py": "tells on which day something was used",
+    "cli/usage.py": "tells since when something was used",
     "cli/keys.py": "tells how long a key is valid",
     "worker/template.py": "templates write today's date",
     "cli/output.py": "tells how far away such a time is",

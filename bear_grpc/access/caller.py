@@ -24,13 +24,19 @@ class Scope(enum.StrEnum):
 ALL_SCOPES = frozenset(Scope)
 
 
+# Checked where settings and keys are read; the constructor takes any.
+Count = Annotated[int, Meta(ge=1)]
+
+
 class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of one identity; None: none. Days are those of UTC."""
 
-    requests_per_minute: Annotated[int | None, Meta(description="calls of the InferenceService")] = None
-    tokens_per_minute: Annotated[int | None, Meta(description="prompt and drawn tokens")] = None
-    concurrent_streams: Annotated[int | None, Meta(description="generations under way")] = None
-    tokens_per_day: Annotated[int | None, Meta(description="prompt and drawn tokens of a day in UTC")] = None
+    requests_per_minute: Annotated[Count | None, Meta(description="calls of the InferenceService")] = None
+    tokens_per_minute: Annotated[Count | None, Meta(description="prompt and drawn tokens")] = None
+    concurrent_streams: Annotated[Count | None, Meta(description="generations under way")] = None
+    tokens_per_day: Annotated[Count | None, Meta(description="prompt and drawn tokens of a day in UTC")] = (
+        None
+    )
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,7 +116,7 @@ class KeyStore:
             return keys
 
     def _open(self) -> None:
-        _make_private(self.file)
+        make_private(self.file)
         self._base = sqlite3.connect(self.file, timeout=_BUSY_S, check_same_thread=False)
         try:
             self._base.execute("PRAGMA journal_mode = WAL")
@@ -153,7 +153,7 @@ class KeyStore:
             raise KeyStoreError(f"{self.file}: a key is damaged: {exc}") from exc
 
 
-def _make_private(file: Path) -> None:
+def make_private(file: Path) -> None:
     """The file and its folder, which nobody else may write and, if they are new, not read. Raises OSError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = file.parent.stat()

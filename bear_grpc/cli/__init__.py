@@ -30,6 +30,7 @@ from bear_grpc.cli import (
     show,
     text,
     top,
+    usage,
 )
 from bear_grpc.cli.advice import report
 from bear_grpc.cli.session import API_KEY
@@ -148,6 +149,7 @@ app.command()(drain.drain)
 app.command()(settings.config)
 app.command()(top.top)
 app.command()(audit.audit)
+app.command("usage")(usage.usage)
 app.add_typer(keys.app, name="keys")
 
 

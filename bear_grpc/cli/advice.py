@@ -25,6 +25,7 @@ _HINTS = {
     "KEY_INVALID": "`bear keys list` on the server tells which keys are valid",
     "SCOPE_MISSING": "`bear keys create --scope SCOPE` on the server makes a key that may",
     "MODEL_DENIED": "`bear keys create --model NAME` on the server makes a key that may",
+    "QUOTA_EXCEEDED": "`bear usage` on the server tells what was used, `bear keys show ID` what may be",
     "HUB_ACCESS_DENIED": (
         "accept the terms on the model's page if it has some, then start the server with a token of the hub "
         "that may read it: BEAR_HUB_TOKEN=hf_..."

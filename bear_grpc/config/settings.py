@@ -211,6 +211,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_prompts: Annotated[
         bool, about("with a request's line what was asked and answered, cut to 4,096 characters")
     ] = False
+    usage_days: Annotated[
+        int,
+        about(
+            "how long it is remembered what every key used of every model "
+            "([quotas and usage](security.md#quotas-and-usage))"
+        ),
+    ] = 400
     metrics_listen: Annotated[
         str, about("`HOST:PORT` for Prometheus ([metrics](operations.md#metrics))", default="no metrics")
     ] = ""
@@ -237,7 +244,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(problem)
         if self.identities and not asks:
             raise ConfigError("identities: what they may do is asked with auth = 'keys' only")
-        at_least_1 = ("max_waiting_requests", "max_waiting_tokens", "max_pulls")
+        at_least_1 = ("max_waiting_requests", "max_waiting_tokens", "max_pulls", "usage_days")
         for name in (*at_least_1, "stall_timeout_s", "heartbeat_timeout_s"):
             if not getattr(self, name) > 0:  # false for NaN, too
                 raise ConfigError(f"{name}: must be above 0, is {getattr(self, name)}")

@@ -40,7 +40,8 @@ class Call:
     took it up at `started_s` (0: never), workers died under it at `restarts_s`. `operation` is what
     OpenTelemetry calls it. Messages waited for the client's window for `stalled_s`. An observer's
     `on_delta` is called with the number of tokens of each piece of text; its `transcript` gets the input
-    and the text. Of an audited method `subjects` are the models that the request names.
+    and the text. `on_tokens` is called with the tokens of the prompt, once, and of each piece. Of an audited
+    method `subjects` are the models that the request names.
     """
 
     method: str
@@ -64,6 +65,13 @@ class Call:
     stalled_s: float = 0.0
     transcript: Transcript | None = dataclasses.field(default=None, repr=False)
     on_delta: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    on_tokens: Callable[[int], None] | None = dataclasses.field(default=None, repr=False)
+    told_tokens: int = 0
+
+    @property
+    def drawn_tokens(self) -> int:
+        """Tokens of all answers, those included that did not come to their end."""
+        return max(self.told_tokens, self.usage.completion_tokens)
 
 
 _CALL: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
@@ -114,6 +122,9 @@ def note(call: Call, event: Queued | Started | Prefilled | Delta | Finished) -> 
     """An event of the call's generation."""
     match event:
         case Delta():
+            call.told_tokens += event.count
+            if call.on_tokens is not None:
+                call.on_tokens(event.count)
             if call.on_delta is not None:
                 call.on_delta(event.count)
             if call.transcript is not None:
@@ -122,6 +133,8 @@ def note(call: Call, event: Queued | Started | Prefilled | Delta | Finished) -> 
             call.started_s = call.started_s or time.monotonic()
             if not call.usage.prompt_tokens:  # all answers have one prompt, which is read once
                 call.usage = Usage(event.prompt_tokens, event.cached_tokens, 0)
+                if call.on_tokens is not None:
+                    call.on_tokens(event.prompt_tokens)
         case Finished():
             drawn = call.usage.completion_tokens + event.usage.completion_tokens
             call.usage = msgspec.structs.replace(call.usage, completion_tokens=drawn)

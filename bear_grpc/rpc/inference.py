@@ -82,7 +82,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     @answer
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         source = _input_of(request, self._limits)
-        executor = await self._manager.executor(request.model)
+        executor = await self._executor(request.model, context)
         result = await executor.text(source, include_pieces=request.include_pieces)
         ids = struct.unpack(f"<{len(result.ids) // 4}i", result.ids)
         return pb.TokenizeResponse(token_ids=ids, pieces=result.pieces, rendered_text=result.text)
@@ -93,18 +93,24 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             raise InvalidField("model", "is required")
         ids = list(request.token_ids)
         check_token_ids("token_ids", ids, self._limits)
-        executor = await self._manager.executor(request.model)
+        executor = await self._executor(request.model, context)
         result = await executor.text(token_ids=ids, include_special=request.include_special)
         return pb.DetokenizeResponse(text=result.raw.decode(errors="replace"), raw=result.raw)
 
     @answer
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
         source = _input_of(request, self._limits)
-        executor = await self._manager.executor(request.model)
+        executor = await self._executor(request.model, context)
         result = await executor.text(source)
         ready = self._shelf.get(request.model).ready
         length = ready.options.context_length if ready is not None else None
         return pb.CountTokensResponse(token_count=len(result.ids) // 4, context_length=length or 0)
+
+    async def _executor(self, model: str, context: Any) -> ModelExecutor:
+        executor = await self._manager.executor(model)
+        call = current_call(context)
+        call.model, call.ready_s = executor.name, time.monotonic()
+        return executor
 
     def _spec(self, request: pb.GenerateRequest, context: Any) -> GenerateSpec:
         return spec_from_proto(request, self._limits, current_call(context).caller.priority)

@@ -66,6 +66,7 @@ CODES: dict[type[errors.BearError], grpc.StatusCode] = {
     errors.ModelDenied: Code.PERMISSION_DENIED,
     errors.PathNotAllowed: Code.PERMISSION_DENIED,
     errors.QueueFull: Code.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: Code.RESOURCE_EXHAUSTED,
     errors.SlowConsumer: Code.RESOURCE_EXHAUSTED,
     errors.ConstraintTooCostly: Code.RESOURCE_EXHAUSTED,
     errors.InsufficientMemory: Code.RESOURCE_EXHAUSTED,
@@ -126,6 +127,11 @@ def to_status(error: errors.BearError) -> Any:
             type="MODEL_LOADED", subject=error.metadata["model"], description="LoadModel loads it"
         )
         details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
+    if isinstance(error, errors.QuotaExceeded):
+        used_up = error_details_pb2.QuotaFailure.Violation(
+            subject=metadata["subject"], description=f"{metadata['quota']}: {metadata['limit']}"
+        )
+        details.append(error_details_pb2.QuotaFailure(violations=[used_up]))
     status = status_pb2.Status(
         code=CODES[type(error)].value[0], message=_cut(error.message, MAX_MESSAGE_BYTES)
     )

@@ -77,7 +77,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 19
     """RESOURCE_EXHAUSTED, with RetryInfo. Too many requests wait for the model."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 20
-    """RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure."""
+    """RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
+    up what it may; metadata: `subject` (the id of its key), `quota`
+    (`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
+    `tokens_per_day`), `limit`.
+    """
     ERROR_REASON_SLOW_CONSUMER: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED. The client reads its stream too slowly."""
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 22
@@ -204,7 +208,11 @@ ERROR_REASON_INSUFFICIENT_MEMORY: ErrorReason.ValueType  # 18
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED, with RetryInfo. Too many requests wait for the model."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 20
-"""RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure."""
+"""RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
+up what it may; metadata: `subject` (the id of its key), `quota`
+(`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
+`tokens_per_day`), `limit`.
+"""
 ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED. The client reads its stream too slowly."""
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 22

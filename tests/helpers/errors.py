@@ -32,6 +32,7 @@ EXAMPLES: dict[type[errors.BearError], Callable[[], errors.BearError]] = {
     errors.ModelDenied: lambda: errors.ModelDenied("bear-demo"),
     errors.PathNotAllowed: lambda: errors.PathNotAllowed("/etc/a.gguf"),
     errors.QueueFull: lambda: errors.QueueFull("bear-demo", 512, 2.5, waiting=510, asked=3),
+    errors.QuotaExceeded: lambda: errors.QuotaExceeded("engx2w4zuk", "tokens_per_day", 1000, 2.5),
     errors.SlowConsumer: lambda: errors.SlowConsumer(30.0),
     errors.ConstraintTooCostly: lambda: errors.ConstraintTooCostly("over 250,000 items"),
     errors.InsufficientMemory: lambda: errors.InsufficientMemory(2**31, 2**30),

@@ -64,6 +64,7 @@ class StatusDetails:
     retry: details_pb.RetryInfo | None
     resource: details_pb.ResourceInfo | None
     precondition: details_pb.PreconditionFailure | None
+    quota: details_pb.QuotaFailure | None
 
     @property
     def fields(self) -> list[str]:
@@ -94,6 +95,7 @@ def assert_status(exc: BaseException, code: grpc.StatusCode, reason: str) -> Sta
         take(details_pb.RetryInfo),
         take(details_pb.ResourceInfo),
         take(details_pb.PreconditionFailure),
+        take(details_pb.QuotaFailure),
     )
 
 

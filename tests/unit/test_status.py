@@ -38,6 +38,7 @@ CONTRACT: dict[type[errors.BearError], tuple[str, set[str]]] = {
     errors.ModelDenied: ("PERMISSION_DENIED", set()),
     errors.PathNotAllowed: ("PERMISSION_DENIED", set()),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", {"RetryInfo"}),
+    errors.QuotaExceeded: ("RESOURCE_EXHAUSTED", {"RetryInfo", "QuotaFailure"}),
     errors.SlowConsumer: ("RESOURCE_EXHAUSTED", set()),
     errors.ConstraintTooCostly: ("RESOURCE_EXHAUSTED", set()),
     errors.InsufficientMemory: ("RESOURCE_EXHAUSTED", set()),

@@ -75,7 +75,12 @@ export enum ErrorReason {
   ERROR_REASON_INSUFFICIENT_MEMORY = 18,
   /** ERROR_REASON_QUEUE_FULL - RESOURCE_EXHAUSTED, with RetryInfo. Too many requests wait for the model. */
   ERROR_REASON_QUEUE_FULL = 19,
-  /** ERROR_REASON_QUOTA_EXCEEDED - RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. */
+  /**
+   * ERROR_REASON_QUOTA_EXCEEDED - RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
+   * up what it may; metadata: `subject` (the id of its key), `quota`
+   * (`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
+   * `tokens_per_day`), `limit`.
+   */
   ERROR_REASON_QUOTA_EXCEEDED = 20,
   /** ERROR_REASON_SLOW_CONSUMER - RESOURCE_EXHAUSTED. The client reads its stream too slowly. */
   ERROR_REASON_SLOW_CONSUMER = 21,
