@@ -50,7 +50,7 @@ def _descriptor_set() -> FileDescriptorSet:
                 add(imported)
             found[file.name] = file
 
-    # Nobody imports the last two: statuses carry their messages as Any, and whoever shows them must know them.
+    # Nobody imports the last two: statuses carry their messages as Any, whose readers must know them.
     for module in (
         inference_service_pb2,
         model_service_pb2,
