@@ -270,3 +270,11 @@ def test_unit_reloads_ends_and_lets_workers_lock_themselves_in() -> None:
     assert not settings(None, **environ).log_file
     allowed = {call for name, value in unit() if name == "SystemCallFilter" for call in value.split()}
     assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"} <= allowed
+
+
+def test_page_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    named = {path for path in re.findall(r"\bdeploy/[\w./-]*\w", page)}
+    assert named and [path for path in named if not (ROOT / path).exists()] == []
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page)
+    assert links and [link for link in links if not (ROOT / "docs" / link).exists()] == []
