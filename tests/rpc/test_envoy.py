@@ -95,7 +95,8 @@ async def test_events_come_as_they_happen_and_leaving_stops_the_work(http: httpx
         return await running() == 0
 
     async with http.stream("POST", GENERATE, json=LONG) as answer:
-        async for line in answer.aiter_lines():
+        lines = answer.aiter_lines()  # an iterator that nobody holds ends its answer
+        async for line in lines:
             if '"delta"' in line:
                 break
         else:
