@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from bear_grpc import __version__
 from bear_grpc.cli import (
     audit,
+    descriptors,
     drain,
     estimate,
     health,
@@ -150,6 +151,7 @@ app.command()(settings.config)
 app.command()(top.top)
 app.command()(audit.audit)
 app.command("usage")(usage.usage)
+app.command()(descriptors.descriptors)
 app.add_typer(keys.app, name="keys")
 
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # A crash loses what was counted for so long at most.
 PERIOD_S = 1.0
+# What is still to be written at the end gets so long: more than another process may hold the file.
+CLOSE_S = 10.0
 # Sums of different keys, models and days that wait for a disk that cannot be written.
 MAX_WAITING = 10_000
 _COUNTED = "/bear_grpc.v1.InferenceService/"
@@ -96,12 +98,15 @@ class UsageObserver:
         return True
 
     def close(self) -> None:
-        """Returns when all is written, or cannot be; blocks. For after the last call."""
+        """Returns when all is written, or cannot be within CLOSE_S; blocks. For after the last call."""
         self._closing.set()
         self._has_more.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(CLOSE_S)
+            if thread.is_alive():
+                log.error("usage of the last calls is lost: the disk does not answer")
+                return
         if not self.flush():
             log.error("usage of the last calls is lost")
         self._store.close()
