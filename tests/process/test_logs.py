@@ -41,7 +41,8 @@ async def test_folder_that_cannot_be_written_is_told_once_and_the_server_serves(
     (tmp_path / "state").write_text("no folder")
     async with RunningServer(tmp_path) as server:
         await one_request(server, steady_file)
-    assert sum("cannot be written" in line for line in server.lines) == 1
+    log = str(tmp_path / "state" / FILE)
+    assert sum(f"{log} cannot be written" in line for line in server.lines) == 1
     assert any("Generate OK" in line for line in server.lines)
 
 
