@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from bear_grpc.client.channel import channel_options
+from bear_grpc.client.channel import call_metadata, channel_options
 from bear_grpc.v1 import inference_service_pb2 as pb
 from bear_grpc.v1.inference_service_pb2_grpc import InferenceServiceStub
 from benchmarks.asks import Answer, Ask
@@ -30,9 +30,11 @@ LINE_LIMIT = 1 << 22
 
 
 def play(
-    target: str, asks: Sequence[Ask], *, concurrency: int = 0, may_be_silent: bool = False
+    target: str, asks: Sequence[Ask], *, key: str = "", concurrency: int = 0, may_be_silent: bool = False
 ) -> list[Answer]:
     """Answers in the order of the asks, from our server at a gRPC target or llama-server at `http://HOST:PORT`.
+
+    `key` is an API key for our server.
 
     With `concurrency`, so many run at once at most, in the order of the list. Texts come with the answers;
     a model of random weights may write tokens without any, which is an error unless it `may_be_silent`.
@@ -40,7 +42,8 @@ def play(
     Raises:
         SetupError: the process failed, or one of the asks did.
     """
-    script = {"target": target, "concurrency": concurrency, "asks": [dataclasses.asdict(ask) for ask in asks]}
+    script: dict[str, Any] = {"target": target, "key": key, "concurrency": concurrency}
+    script["asks"] = [dataclasses.asdict(ask) for ask in asks]
     command = [sys.executable, "-m", "benchmarks.crowd"]
     try:
         done = subprocess.run(
@@ -76,7 +79,7 @@ class Event:
 Call = Callable[[], AsyncGenerator[Event, None]]
 
 
-def grpc_call(stub: Any, ask: Ask) -> Call:
+def grpc_call(stub: Any, ask: Ask, metadata: Any) -> Call:
     """Over the generated stub of a channel that all asks share."""
     request = pb.GenerateRequest(model=ask.model, token_ids=pb.TokenIds(ids=ask.prompt))
     request.sampling.temperature = 0.0
@@ -85,7 +88,7 @@ def grpc_call(stub: Any, ask: Ask) -> Call:
     request.stop.ignore_eos = True
 
     async def events() -> AsyncGenerator[Event, None]:
-        call = stub.Generate(request)
+        call = stub.Generate(request, metadata=metadata)
         try:
             async for message in call:
                 kind = message.WhichOneof("event")
@@ -249,7 +252,7 @@ class Crowd:
         answer.text = "".join(texts)
 
 
-async def run(target: str, asks: Sequence[Ask], concurrency: int) -> list[Answer]:
+async def run(target: str, asks: Sequence[Ask], concurrency: int, key: str = "") -> list[Answer]:
     """Plays the asks in this process."""
     if target.startswith("http://"):
         host, _, port = target.removeprefix("http://").partition(":")
@@ -263,7 +266,7 @@ async def run(target: str, asks: Sequence[Ask], concurrency: int) -> list[Answer
             stubs[each] = InferenceServiceStub(channel)
 
         async def connect(ask: Ask, stack: AsyncExitStack) -> Call:
-            return grpc_call(stubs[ask.target or target], ask)
+            return grpc_call(stubs[ask.target or target], ask, call_metadata(key or None))
 
         return await Crowd(asks, connect).play(concurrency)
 
@@ -271,7 +274,7 @@ async def run(target: str, asks: Sequence[Ask], concurrency: int) -> list[Answer
 def main() -> int:
     script = json.load(sys.stdin)
     asks = [Ask(**ask) for ask in script["asks"]]
-    answers = asyncio.run(run(script["target"], asks, script["concurrency"]))
+    answers = asyncio.run(run(script["target"], asks, script["concurrency"], script["key"]))
     json.dump([dataclasses.asdict(answer) for answer in answers], sys.stdout)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import os
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bear_grpc.access.caller import Quotas, Scope
+from bear_grpc.access.keys import KeyStore
 from bear_grpc.client import Client
 from bear_grpc.v1.types_pb2 import ModelStatus
 from benchmarks.cache import SetupError
@@ -27,18 +30,32 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 CHECKSUM_TIMEOUT_S = 60.0
 POLL_S = 0.002
+# Each is counted, none is reached.
+QUOTAS = Quotas(
+    requests_per_minute=10**6, tokens_per_minute=10**9, concurrent_streams=10**4, tokens_per_day=10**12
+)
 
 
 @dataclass(frozen=True)
 class Bear:
-    """A running `bear serve`. `started_s` is when it was started, on time.perf_counter's clock."""
+    """A running `bear serve`. `started_s` is when it was started, on time.perf_counter's clock.
+
+    `key` is a key that may do everything there, where the server asks for one; `metrics` an address, where
+    it has one.
+    """
 
     target: str
     pid: int
     started_s: float
+    key: str = ""
+    metrics: str = ""
+
+    def client(self) -> Client:
+        """With the key."""
+        return Client(self.target, api_key=self.key or None)
 
     def worker_pid(self, model: str) -> int:
-        with Client(self.target) as client:
+        with self.client() as client:
             return client.get_model_status(model).status.worker_process_id
 
 
@@ -57,6 +74,18 @@ def bear(*arguments: str, settings: Mapping[str, str] | None = None) -> Iterator
         started = time.perf_counter()
         with _process(command, Path(folder) / "log", environment) as process:
             yield Bear(target, process.pid, started)
+
+
+@contextlib.contextmanager
+def equipped(*arguments: str) -> Iterator[Bear]:
+    """`bear serve` with what it has for production: keys, quotas, metrics, logs, usage, the audit log."""
+    address = f"127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory(prefix="bear-") as folder:
+        with KeyStore(Path(folder)) as keys:
+            _, key = keys.create(scopes=frozenset(Scope), quotas=QUOTAS)
+        settings = {"BEAR_STATE_DIR": folder, "BEAR_AUTH": "keys", "BEAR_METRICS_LISTEN": address}
+        with bear(*arguments, settings=settings) as server:
+            yield dataclasses.replace(server, key=key, metrics=address)
 
 
 def wait_until_serving(server: Bear) -> float:
@@ -120,9 +149,7 @@ def llama_server(program: Path, model: Path, arguments: Sequence[str] = ()) -> I
         SetupError: it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command: list[str | Path] = [program, "--model", model, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--offline", *arguments]
         started = time.perf_counter()
@@ -155,6 +182,13 @@ def _process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """One on which nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _healthy(port: int) -> bool:

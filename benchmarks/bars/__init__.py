@@ -11,8 +11,8 @@ from benchmarks.measure import Plan, Result
 # Short ones first; those that load the machine for long last.
 _MODULES = (
     "startup", "load", "pull", "cycles", "one_stream", "ttft", "micro", "overhead", "cancel", "two_models",
-    "sandbox", "keys", "telemetry", "fairness", "storm", "stall", "streams", "prefix", "tiles", "layouts",
-    "soak",
+    "sandbox", "keys", "telemetry", "echo", "fairness", "storm", "stall", "streams", "prefix", "tiles",
+    "layouts", "soak",
 )  # fmt: skip
 
 

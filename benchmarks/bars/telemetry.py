@@ -1,4 +1,4 @@
-"""What metrics and logs cost: tokens per second with all of them against none, and the time of a scrape.
+"""What production costs: tokens/s with keys, quotas, metrics and logs against none; the time of a scrape.
 
 Two of our servers, asked in turn; the one with metrics is scraped every second meanwhile. A scrape is timed
 with ten models and a thousand streams: with their workers halted, for the server's own time, and right
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 import urllib.request
@@ -47,10 +46,10 @@ def run(plan: Plan) -> Iterator[Result]:
 
 def _rates(plan: Plan, model: str) -> Row:
     streams, tokens = STREAMS.get(model, 1), plan.count(TOKENS.get(model, 96), 48)
-    folder, address = str(models.get(model).parent), _free_address()
+    folder = str(models.get(model).parent)
     rounds = plan.rounds_of(9, 1)
     with (
-        servers.bear("--allow-path", folder, settings={"BEAR_METRICS_LISTEN": address}) as full,
+        servers.equipped("--allow-path", folder) as full,
         servers.bear("--allow-path", folder, settings=NOTHING) as bare,
         status(f"{NAME}, {model}: {rounds} rounds") as line,
     ):
@@ -63,35 +62,35 @@ def _rates(plan: Plan, model: str) -> Row:
             line.update(f"round {index + 1}")
             order = (full, bare) if index % 2 else (bare, full)
             for server in order:
-                attempt = partial(_rate, server.target, model, streams, tokens, index)
-                with _scraping(address) if server is full else contextlib.nullcontext():
+                attempt = partial(_rate, server, model, streams, tokens, index)
+                with _scraping(full.metrics) if server is full else contextlib.nullcontext():
                     found[server.target].append(plan.undisturbed(attempt))
     on, off = Series(found[full.target]), Series(found[bare.target])
     what = f"{streams} streams, {model}" if streams > 1 else f"one stream, {model}"
     return Row(NAME, what, "tok/s", on, OFF, off, at_least(on, off, RATIO), f"{tokens} tokens each")
 
 
-def _rate(target: str, model: str, streams: int, tokens: int, index: int) -> float:
+def _rate(server: servers.Bear, model: str, streams: int, tokens: int, index: int) -> float:
     prompts = Prompts(index, tokens)
     asks = [Ask(prompts.take(PROMPT), tokens, model) for _ in range(streams)]
-    return rate(crowd.play(target, asks, may_be_silent=True))
+    return rate(crowd.play(server.target, asks, key=server.key, may_be_silent=True))
 
 
 def _load(plan: Plan, server: servers.Bear, model: str, repack: bool | None, streams: int) -> bool:
     servers.wait_until_serving(server)
-    with Client(server.target) as client:
+    with server.client() as client:
         servers.register(client, model, models.get(model))
         plan.settle()
         client.load_model(model, repack=repack, max_sequences=streams, context_length=CONTEXT)
         chosen = client.get_model_status(model).status.effective_options.repack
-    _rate(server.target, model, streams, 16, 0)
+    _rate(server, model, streams, 16, 0)
     return chosen
 
 
 def _scrapes(plan: Plan) -> Iterator[Row]:
     count, streams = plan.count(MODELS, 2), plan.count(CROWD, 40)
     names = [f"micro-{number}" for number in range(count)]
-    file, address = models.get("micro"), _free_address()
+    file, address = models.get("micro"), f"127.0.0.1:{servers.free_port()}"
     settings = {
         "BEAR_METRICS_LISTEN": address,
         # Workers are halted, and nobody may take them for dead.
@@ -190,9 +189,3 @@ def _size(address: str) -> int:
 def _page(address: str) -> bytes:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_S) as answer:
         return bytes(answer.read())
-
-
-def _free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
