@@ -85,7 +85,7 @@ class FrameBuffer:
                 end = start + _LENGTH.size + length
                 if len(self._bytes) < end:
                     break
-                body = bytes(memoryview(self._bytes)[start + _LENGTH.size : end])
+                body = self._bytes[start + _LENGTH.size : end]
                 start = end
                 try:
                     frame = self._decode(body)

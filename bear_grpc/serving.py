@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -89,6 +90,9 @@ async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], Se
         await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            # What is there now stays: a full collection would halt every stream for as long as it takes to
+            # walk through it (15 ms).
+            gc.freeze()
             await stopping.wait()
     except ConfigError as exc:
         log.error("%s", exc)

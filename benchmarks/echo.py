@@ -26,7 +26,7 @@ from bear_grpc.v1 import inference_service_pb2 as pb
 from benchmarks.asks import Ask
 from benchmarks.cache import SetupError
 
-SERVICE = "bear.v1.InferenceService"
+SERVICE = "bear_grpc.v1.InferenceService"
 START_TIMEOUT_S = 30.0
 TIMEOUT_S = 300.0
 

@@ -1,7 +1,7 @@
-"""Generates `bear_grpc/v1` from `protos/`, checks that the committed code agrees, keeps the baseline.
+"""Generates `bear_grpc/v1` and ORCA's descriptors from `protos/`, compares them, keeps the baseline.
 
 python -m tools.protos            generate
-python -m tools.protos --check    compare a fresh generation with bear_grpc/v1, byte by byte
+python -m tools.protos --check    compare a fresh generation with what is there, byte by byte
 python -m tools.protos --breaking compare the API with protos/baseline.binpb
 python -m tools.protos --image    make today's API that baseline (at a release)
 """
@@ -13,12 +13,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 PACKAGE = Path("bear_grpc", "v1")
 BASELINE = PROTOS / "baseline.binpb"
+# Descriptors, not code: generated code would take names that other packages bring as well.
+ORCA = Path("bear_grpc", "rpc", "orca.binpb")
+ORCA_SOURCES = ("xds/data/orca/v3/orca_load_report.proto", "xds/service/orca/v3/orca.proto")
 SCRIPTS = Path(sys.executable).parent
 HAND_WRITTEN = {"__init__.py"}
 
@@ -48,6 +52,19 @@ def protoc(target: Path) -> None:
         *(f"--mypy_out=quiet:{target}", f"--mypy_grpc_out=quiet:{target}"),
         *(str(path.relative_to(PROTOS)) for path in sources()),
     ]
+    run_protoc(command)
+
+
+def orca() -> bytes:
+    """The descriptors of ORCA's two files, in the order in which they need each other."""
+    with tempfile.TemporaryDirectory(prefix="bear-protos-") as scratch:
+        target = Path(scratch, ORCA.name)
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}"]
+        run_protoc([*command, f"--descriptor_set_out={target}", *ORCA_SOURCES])
+        return target.read_bytes()
+
+
+def run_protoc(command: Sequence[str]) -> None:
     if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
         raise ProtoError("protoc failed")
 
@@ -76,16 +93,20 @@ def generate() -> None:
         if found.get(name) != data:
             (folder / name).write_bytes(data)
             print(f"wrote {PACKAGE / name}")
-    print(f"{PACKAGE}: {len(wanted)} generated files")
+    (ROOT / ORCA).write_bytes(orca())
+    print(f"{PACKAGE}: {len(wanted)} generated files, and {ORCA}")
 
 
 def check() -> None:
     wanted, found = fresh(), contents(ROOT / PACKAGE)
     stale = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if stale:
-        names = "\n".join(f"  {PACKAGE / name}" for name in stale)
+    paths = [PACKAGE / name for name in stale]
+    if not (ROOT / ORCA).exists() or (ROOT / ORCA).read_bytes() != orca():
+        paths.append(ORCA)
+    if paths:
+        names = "\n".join(f"  {path}" for path in paths)
         raise ProtoError(f"generated code differs from the protos:\n{names}\nRun 'make proto'.")
-    print(f"{PACKAGE}: {len(wanted)} generated files agree with the protos")
+    print(f"{PACKAGE}: {len(wanted)} generated files agree with the protos, and so does {ORCA}")
 
 
 def buf(*arguments: str | Path) -> None:

@@ -339,7 +339,7 @@ class ModelExecutor:
         if generation is None:
             return
         match event:
-            case Queued() | Started() | Prefilled() | Delta():
+            case Delta() | Queued() | Started() | Prefilled():
                 generation.push(event)
             case Finished():
                 self.deaths = 0

@@ -38,6 +38,8 @@ class Journal:
     def take(self, event: Event) -> Event | None:
         """Notes an event of a worker's; None if the reader has it already."""
         match event:
+            case Delta():
+                self._take_delta(event)
             case Started():
                 if self.has_started:
                     return None
@@ -46,8 +48,6 @@ class Journal:
                 if event.done <= self._prefilled:
                     return None
                 self._prefilled = event.done
-            case Delta():
-                self._take_delta(event)
         return event
 
     def give_back(self, tokens: int) -> None:

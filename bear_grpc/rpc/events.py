@@ -14,13 +14,21 @@ from .convert import enum_to_proto, sampling_to_proto
 
 
 def response_to_proto(
-    index: int, event: Event, entry: ModelEntry, sampling: SamplingParams
+    request_id: str, index: int, event: Event, entry: ModelEntry, sampling: SamplingParams
 ) -> pb.GenerateResponse | None:
     """The message of an event of answer `index`; None if it has nothing to tell.
 
     `sampling` is the request's, with the seed of answer 0.
     """
     match event:
+        case Delta():
+            if not event.text and not event.tokens:
+                return None  # half a character, or held back for a stop sequence
+            response = pb.GenerateResponse()
+            # Filled in place: one that is handed over is copied, for every token.
+            response.delta.text = event.text
+            if event.tokens:
+                response.delta.tokens.extend(token_to_proto(token) for token in event.tokens)
         case Queued():
             place = pb.Queued(position=event.position, estimated_wait_seconds=event.estimated_wait_s)
             response = pb.GenerateResponse(queued=place)
@@ -29,12 +37,9 @@ def response_to_proto(
         case Prefilled():
             progress = pb.PrefillProgress(completed_token_count=event.done, total_token_count=event.total)
             response = pb.GenerateResponse(prefill_progress=progress)
-        case Delta():
-            if not event.text and not event.tokens:
-                return None  # half a character, or held back for a stop sequence
-            response = pb.GenerateResponse(delta=delta_to_proto(event))
         case Finished():
             response = pb.GenerateResponse(completed=completed_to_proto(index, event))
+    response.request_id = request_id
     response.index = index
     return response
 
@@ -50,10 +55,6 @@ def started_to_proto(index: int, event: Started, entry: ModelEntry, sampling: Sa
         truncated_token_count=event.truncated_tokens,
         max_tokens=event.max_tokens,
     )
-
-
-def delta_to_proto(event: Delta) -> pb.Delta:
-    return pb.Delta(text=event.text, tokens=[token_to_proto(token) for token in event.tokens])
 
 
 def token_to_proto(token: Token) -> pb.Token:

@@ -7,8 +7,8 @@ import secrets
 import struct
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..config import ServerConfig
@@ -27,7 +27,10 @@ from .events import response_to_proto
 from .requests import GenerateSpec, check_token_ids, input_from_proto, spec_from_proto
 from .status import answer
 from .whole import Whole
-from .writing import write
+from .writing import Writer
+
+# Takes the messages of a generation, in order.
+Tell = Callable[[pb.GenerateResponse], Awaitable[None]]
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
@@ -56,9 +59,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     @answer
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        async with aclosing(self._events(self._spec(request, context), context)) as events:
-            async for response in events:
-                await write(context, response, self._stall_timeout_s)
+        with Writer(context, self._stall_timeout_s) as writer:
+            await self._generate(self._spec(request, context), context, writer.write)
 
     @answer
     async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Any) -> pb.GenerateOnceResponse:
@@ -71,12 +73,10 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             raise InvalidField.of(within) from exc
 
     async def _once(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateOnceResponse:
-        """The events of a generation, put together."""
+        """The messages of a generation, put together."""
         spec = self._spec(request, context)
         whole = Whole(spec.n)
-        async with aclosing(self._events(spec, context)) as events:
-            async for response in events:
-                whole.add(response)
+        await self._generate(spec, context, whole.add)
         return whole.response()
 
     @answer
@@ -128,8 +128,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         finally:
             self._running.discard(held)
 
-    async def _events(self, spec: GenerateSpec, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """All messages of a generation; its work ends with the iteration, however that ends."""
+    async def _generate(self, spec: GenerateSpec, context: Any, tell: Tell) -> None:
+        """Tells all messages of a generation; its work ends with this, however it ends."""
         call = current_call(context)
         call.model = spec.model
         call.operation = "chat" if isinstance(spec.input, ChatInput) else "text_completion"
@@ -139,27 +139,19 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         with self._hold_id(spec.request_id, call.caller.tenant) as request_id:
             call.request_id = request_id
             if spec.output.queue_progress:
-                async with aclosing(self._load_progress(spec)) as progress:
-                    async for response in progress:
-                        response.request_id = request_id
-                        yield response
+                await self._load(spec, request_id, tell)
             using = self._manager.using(spec.model, spec.keep_alive_s, load_if_needed=spec.load_if_needed)
-            async with (
-                using as executor,
-                aclosing(self._run(spec, call, executor, deadline_s)) as events,
-            ):
-                async for response in events:
-                    response.request_id = request_id
-                    yield response
+            async with using as executor:
+                await self._run(spec, call, executor, deadline_s, tell)
 
     async def _run(
-        self, spec: GenerateSpec, call: Call, executor: ModelExecutor, deadline_s: float
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The messages of a generation on a model that is loaded."""
+        self, spec: GenerateSpec, call: Call, executor: ModelExecutor, deadline_s: float, tell: Tell
+    ) -> None:
+        """Tells the messages of a generation on a model that is loaded."""
         entry = self._shelf.get(executor.name)
         sampling, stop = spec.complete(entry, secrets.randbelow(MAX_SEED + 1))
         call.model, call.ready_s = executor.name, time.monotonic()
-        tenant = call.caller.tenant
+        request_id, tenant = call.request_id, call.caller.tenant
         generation = executor.generate(
             spec.input,
             sampling,
@@ -179,15 +171,15 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         try:
             async for index, event in generation:
                 note(call, event)
-                message = response_to_proto(index, event, entry, sampling)
+                message = response_to_proto(request_id, index, event, entry, sampling)
                 if message is not None:
-                    yield message
+                    await tell(message)
         finally:
             call.restarts_s = generation.restarts_s
             generation.close()
 
-    async def _load_progress(self, spec: GenerateSpec) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Status changes while the model is downloaded and loaded; ends when that has ended."""
+    async def _load(self, spec: GenerateSpec, request_id: str, tell: Tell) -> None:
+        """Downloads and loads the model where that is needed, and tells how it goes."""
         # The generation's own use follows at once.
         executor = self._manager.executor(spec.model, load_if_needed=spec.load_if_needed, hold_s=1.0)
         loading = asyncio.ensure_future(executor)
@@ -198,7 +190,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                     # A model that is only a name on the hub gets its entry meanwhile.
                     entry = self._shelf.find(spec.model)
                     if entry is not None and status.name == entry.name:
-                        yield pb.GenerateResponse(model_progress=status_to_proto(status))
+                        progress = status_to_proto(status)
+                        await tell(pb.GenerateResponse(request_id=request_id, model_progress=progress))
         finally:
             if not loading.done():
                 loading.cancel()

@@ -31,7 +31,7 @@ from .inspection import metadata_to_proto, mix_to_proto, plan_to_proto, tensors_
 from .ledger import measured
 from .pulls import source_from_proto, steps_of, target_of
 from .status import answer
-from .writing import write
+from .writing import Writer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 DEFAULT_PAGE = 100
@@ -101,11 +101,10 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         names = {self._shelf.get(name).name for name in request.names}
         may_use = current_call(context).caller.may_use
         now = [entry.status() for entry in self._shelf.list()]
-        with self._shelf.feed.watch(now) as watcher:
+        with self._shelf.feed.watch(now) as watcher, Writer(context, self._stall_timeout_s) as writer:
             async for status in watcher:
                 if (not names or status.name in names) and may_use(status.name):
-                    message = pb.WatchModelsResponse(status=status_to_proto(status))
-                    await write(context, message, self._stall_timeout_s)
+                    await writer.write(pb.WatchModelsResponse(status=status_to_proto(status)))
         raise Draining()  # only the server's stop ends the feed
 
     @answer
@@ -164,12 +163,12 @@ class ModelServicer(pb_grpc.ModelServiceServicer):
         if self._manager.is_draining:
             raise Draining()
         download = self._pulls.begin(target_of(request))
-        async with aclosing(steps_of(download)) as steps:
-            async for step in steps:
-                await write(context, step, self._stall_timeout_s)
-        model = model_to_proto(self._shelf.get(download.name))
-        last = pb.PullModelResponse(completed=pb.PullCompleted(model=model))
-        await write(context, last, self._stall_timeout_s)
+        with Writer(context, self._stall_timeout_s) as writer:
+            async with aclosing(steps_of(download)) as steps:
+                async for step in steps:
+                    await writer.write(step)
+            model = model_to_proto(self._shelf.get(download.name))
+            await writer.write(pb.PullModelResponse(completed=pb.PullCompleted(model=model)))
 
     @answer
     async def CancelPull(self, request: pb.CancelPullRequest, context: Any) -> pb.CancelPullResponse:

@@ -13,7 +13,7 @@ from ..models.load import LoadMeter, ServerLoad
 from .load import GenerationRate, PerSecond
 from .orca_messages import METHOD, SERVICE, OrcaLoadReport, OrcaLoadReportRequest
 from .status import answer
-from .writing import write
+from .writing import Writer
 
 LEAST_INTERVAL_S = 1.0
 # A balancer takes 0 for "not told" and gives such a server the others' mean.
@@ -78,10 +78,10 @@ class OrcaServicer:
     async def StreamCoreMetrics(self, request: Any, context: Any) -> None:
         """Reports now and at the interval that is asked for, a second at least."""
         interval_s = request.report_interval.seconds + request.report_interval.nanos / 1e9
-        async with aclosing(self._meter.every(max(LEAST_INTERVAL_S, interval_s))) as loads:
-            async for load in loads:
-                report = self._reporter.report(load, self._rate.read())
-                await write(context, report, self._stall_timeout_s)
+        with Writer(context, self._stall_timeout_s) as writer:
+            async with aclosing(self._meter.every(max(LEAST_INTERVAL_S, interval_s))) as loads:
+                async for load in loads:
+                    await writer.write(self._reporter.report(load, self._rate.read()))
         raise Draining()
 
 

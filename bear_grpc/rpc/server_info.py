@@ -23,7 +23,7 @@ from .call import current_call
 from .ledger import measured, total_of
 from .load import GenerationRate, interval_of, load_to_proto
 from .status import answer
-from .writing import write
+from .writing import Writer
 
 _KINDS = {
     "cpu": pb.DEVICE_KIND_CPU,
@@ -110,10 +110,10 @@ class ServerServicer(pb_grpc.ServerServiceServicer):
 
     @answer
     async def WatchLoad(self, request: pb.WatchLoadRequest, context: Any) -> None:
-        async with aclosing(self._meter.every(interval_of(request))) as loads:
-            async for load in loads:
-                message = pb.WatchLoadResponse(load=self._load_for(load, context))
-                await write(context, message, self._config.stall_timeout_s)
+        with Writer(context, self._config.stall_timeout_s) as writer:
+            async with aclosing(self._meter.every(interval_of(request))) as loads:
+                async for load in loads:
+                    await writer.write(pb.WatchLoadResponse(load=self._load_for(load, context)))
         raise Draining()  # only the server's stop ends it
 
     def _load_for(self, load: ServerLoad, context: Any) -> pb.ServerLoad:

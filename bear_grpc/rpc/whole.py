@@ -12,7 +12,7 @@ class Whole:
         self._response = pb.GenerateOnceResponse(choices=[pb.Choice(index=index) for index in range(n)])
         self._texts: list[list[str]] = [[] for _ in range(n)]
 
-    def add(self, message: pb.GenerateResponse) -> None:
+    async def add(self, message: pb.GenerateResponse) -> None:
         """The next message of the stream."""
         response, index = self._response, message.index
         response.request_id = message.request_id

@@ -19,7 +19,7 @@ NO_TIMES = Timings(0, 0, 0, 0)
 
 
 def response(index: int, event: object) -> pb.GenerateResponse | None:
-    return events.response_to_proto(index, event, ENTRY, SamplingParams(seed=2**32 - 1))
+    return events.response_to_proto("r", index, event, ENTRY, SamplingParams(seed=2**32 - 1))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_timings_have_the_time_of_sampling_and_the_preemptions():
     assert (message.sampling_seconds, message.preemption_count) == (0.25, 3)
 
 
-def test_whole_has_every_answer_by_index_and_the_prompt_once():
+async def test_whole_has_every_answer_by_index_and_the_prompt_once():
     whole = Whole(2)
     for index, event in [
         (1, Started(1, 10, 4, 20)),
@@ -99,9 +99,7 @@ def test_whole_has_every_answer_by_index_and_the_prompt_once():
         (1, Finished(1, FinishReason.STOP, StopCause(token_id=7), Usage(10, 4, 3), Timings(0, 0, 0, 1))),
         (0, Finished(0, FinishReason.LENGTH, None, Usage(10, 4, 2), Timings(0, 0, 0, 2))),
     ]:
-        message = response(index, event)
-        message.request_id = "r"
-        whole.add(message)
+        await whole.add(response(index, event))
     answer = whole.response()
     assert answer.request_id == "r"
     assert answer.started.sampling.seed == 2**32 - 1
@@ -120,7 +118,7 @@ def test_whole_has_every_answer_by_index_and_the_prompt_once():
 
 
 def test_delta_carries_text_and_bytes_that_are_no_text():
-    message = events.delta_to_proto(Delta(1, "a", 1, [Token(5, b"\xff")]))
+    message = response(0, Delta(1, "a", 1, [Token(5, b"\xff")])).delta
     assert message == pb.Delta(text="a", tokens=[pb.Token(id=5, piece=b"\xff")])
 
 

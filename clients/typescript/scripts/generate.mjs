@@ -10,6 +10,8 @@ import { fileURLToPath } from "node:url";
 
 const HERE = fileURLToPath(new URL("..", import.meta.url));
 const CONTRACT = join(HERE, "../../protos");
+// What lies beside it there is for balancers, not for this client.
+const OURS = "bear_grpc/";
 const COPIES = join(HERE, "protos");
 const TARGET = join(HERE, "src/gen");
 const PYTHON = process.env.BEAR_PYTHON ?? join(HERE, "../../.venv/bin/python");
@@ -39,8 +41,8 @@ function files(root) {
     .sort();
 }
 
-function protos(root) {
-  return files(root).filter((name) => name.endsWith(".proto"));
+function protos(root, below = "") {
+  return files(root).filter((name) => name.startsWith(below) && name.endsWith(".proto"));
 }
 
 function generate(target) {
@@ -50,7 +52,7 @@ function generate(target) {
     [
       ...["-m", "grpc_tools.protoc", `--proto_path=${CONTRACT}`, `--proto_path=${COPIES}`],
       ...[`--plugin=protoc-gen-ts_proto=${PLUGIN}`, `--ts_proto_out=${target}`],
-      ...[`--ts_proto_opt=${OPTIONS.join(",")}`, ...protos(CONTRACT), ...protos(COPIES)],
+      ...[`--ts_proto_opt=${OPTIONS.join(",")}`, ...protos(CONTRACT, OURS), ...protos(COPIES)],
     ],
     { stdio: ["ignore", "inherit", "inherit"] },
   );
