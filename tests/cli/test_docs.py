@@ -28,8 +28,8 @@ def test_every_verb_has_a_heading_and_a_screen(verb: str) -> None:
 def commands(page: str) -> list[tuple[str, str, str]]:
     """Of each `bear VERB` at a prompt: the verb, the word after it, the rest without comment or pipe."""
     prompts = re.findall(r"^ *[$#] (.*)", page.replace("\\\n", " "), re.MULTILINE)
-    # Not `kubectl -n bear VERB`, and of `docker exec bear bear VERB` the second.
-    command = re.compile(r"(?<!-n )\bbear (?!bear\b)([a-z]+)(?: ([a-z]+))?((?:(?! # )[^|])*)")
+    # Not `kubectl -n bear VERB` or `sudo -u bear VERB`, and of `docker exec bear bear VERB` the second.
+    command = re.compile(r"(?<!-[nu] )\bbear (?!bear\b)([a-z]+)(?: ([a-z]+))?((?:(?! # )[^|])*)")
     return [found for line in prompts for found in command.findall(line)]
 
 
