@@ -17,6 +17,7 @@ import yaml
 
 from bear_grpc.config import ServerConfig, read_settings
 from bear_grpc.telemetry.families import FAMILIES
+from tests.helpers.envoy import shipped
 from tests.helpers.schemas import check_compose, check_kubernetes
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -229,6 +230,25 @@ def test_compose_gives_envoy_its_files() -> None:
     (folder,) = [v["target"] for v in services["envoy"]["volumes"] if isinstance(v, dict)]
     used = (DEPLOY / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
     assert f"proto_descriptor: {folder}/{Path(services['descriptors']['command'][-1]).name}\n" in used
+
+
+def envoy_manager() -> dict[str, Any]:
+    (chain,) = shipped()["static_resources"]["listeners"][0]["filter_chains"]
+    found: dict[str, Any] = chain["filters"][0]["typed_config"]
+    return found
+
+
+def test_envoy_leads_to_services_of_all_servers_only() -> None:
+    (host,) = envoy_manager()["route_config"]["virtual_hosts"]
+    prefixes: dict[str, set[str]] = {}
+    for route in host["routes"]:
+        methods = [
+            h["string_match"]["exact"] for h in route["match"].get("headers", []) if h["name"] == ":method"
+        ]
+        if "route" in route and methods != ["OPTIONS"]:
+            prefixes.setdefault(route["route"]["cluster"], set()).add(route["match"]["prefix"])
+    of_models = {f"/bear_grpc.v1.{name}/" for name in ("InferenceService", "ModelService")}
+    assert prefixes == {"bear": of_models | {"/grpc.health.v1.Health/"}, "bear-large": of_models}
 
 
 def unit() -> list[tuple[str, str]]:
