@@ -251,6 +251,13 @@ def test_envoy_leads_to_services_of_all_servers_only() -> None:
     assert prefixes == {"bear": of_models | {"/grpc.health.v1.Health/"}, "bear-large": of_models}
 
 
+def test_envoy_asks_for_addresses_by_its_own_clock() -> None:
+    """With `respect_dns_ttl` the rate is not heeded: it was 600 s in Docker, where new servers got no calls."""
+    for cluster in shipped()["static_resources"]["clusters"]:
+        assert not cluster.get("respect_dns_ttl")
+        assert seconds(cluster["dns_refresh_rate"]) <= 5
+
+
 def unit() -> list[tuple[str, str]]:
     lines = UNIT.read_text(encoding="utf-8").splitlines()
     return [
