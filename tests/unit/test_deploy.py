@@ -87,10 +87,13 @@ class TestKubernetes:
         assert {"name": "settings", "configMap": {"name": settings_map["metadata"]["name"]}} in volumes
 
     def test_pod_has_longer_to_end_than_the_server_takes(self) -> None:
-        assert self.config.withdrawal_s < self.config.stop_grace_s
         assert self.pod["spec"]["terminationGracePeriodSeconds"] >= self.config.stop_grace_s + MARGIN_S
+
+    def test_pod_is_out_of_use_before_it_refuses_and_not_for_one_late_answer(self) -> None:
         probe = self.server["readinessProbe"]
-        assert probe["periodSeconds"] * probe["failureThreshold"] < self.config.withdrawal_s
+        assert probe["failureThreshold"] > 1
+        known_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
+        assert known_s < self.config.pause_s < self.config.stop_grace_s
 
     def test_probes_ask_a_listener_that_speaks_plaintext(self) -> None:
         (listener,) = self.config.listeners
@@ -252,10 +255,21 @@ def test_envoy_leads_to_services_of_all_servers_only() -> None:
 
 
 def test_envoy_asks_for_addresses_by_its_own_clock() -> None:
-    """With `respect_dns_ttl` the rate is not heeded: it was 600 s in Docker, where new servers got no calls."""
+    """With `respect_dns_ttl` it took the name server's: 600 s in Docker, where new servers got no calls."""
     for cluster in shipped()["static_resources"]["clusters"]:
         assert not cluster.get("respect_dns_ttl")
         assert seconds(cluster["dns_refresh_rate"]) <= 5
+
+
+def test_envoy_knows_that_a_server_goes_before_it_refuses_and_forgives_one_late_answer() -> None:
+    bear = compose("docker-compose.yaml")["services"]["bear"]
+    config = settings(DOCKERFILE.with_name("bear.toml"), **bear["environment"])
+    for cluster in shipped()["static_resources"]["clusters"]:
+        (check,) = cluster["health_checks"]
+        assert check["unhealthy_threshold"] > 1
+        known_s = seconds(check["interval"]) * check["unhealthy_threshold"] + seconds(check["timeout"])
+        assert known_s < config.pause_s < config.stop_grace_s
+        assert known_s < TestKubernetes.config.pause_s
 
 
 def unit() -> list[tuple[str, str]]:
