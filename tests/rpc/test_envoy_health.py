@@ -121,3 +121,11 @@ async def test_server_that_withdraws_is_out_after_one_answer(
     server.status, server.checks = Status.NOT_SERVING, 0
     await eventually(is_out)
     assert 1 <= server.checks < 3
+
+
+async def test_call_that_ended_a_worker_is_not_repeated(server: StandIn, channel: grpc.aio.Channel) -> None:
+    """WORKER_CRASHED is UNAVAILABLE, and may come before the first message."""
+    call = inference_grpc.InferenceServiceStub(channel).GenerateOnce(inference_pb.GenerateOnceRequest())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert (caught.value.code(), server.generations) == (grpc.StatusCode.UNAVAILABLE, 1)

@@ -254,6 +254,12 @@ def test_envoy_leads_to_services_of_all_servers_only() -> None:
     assert prefixes == {"bear": of_models | {"/grpc.health.v1.Health/"}, "bear-large": of_models}
 
 
+def test_envoy_repeats_only_what_no_server_has_looked_at() -> None:
+    (host,) = envoy_manager()["route_config"]["virtual_hosts"]
+    assert set(host["retry_policy"]["retry_on"].split(",")) == {"connect-failure", "refused-stream"}
+    assert not any("retry_policy" in route.get("route", {}) for route in host["routes"])
+
+
 def test_envoy_asks_for_addresses_by_its_own_clock() -> None:
     """With `respect_dns_ttl` it took the name server's: 600 s in Docker, where new servers got no calls."""
     for cluster in shipped()["static_resources"]["clusters"]:
