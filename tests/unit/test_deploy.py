@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from bear_grpc.access.keys import KeyStore
 from bear_grpc.config import ServerConfig, read_settings
 from bear_grpc.telemetry.families import FAMILIES
 from tests.helpers.envoy import shipped
@@ -148,6 +150,27 @@ class TestKubernetes:
         volumes = {volume["name"] for volume in self.pod["spec"]["volumes"]}
         for container in (*self.pod["spec"]["initContainers"], self.server):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+    def test_keys_of_the_secret_take_the_place_of_older_ones(self, tmp_path: Path) -> None:
+        """What a server that was killed has left beside the file would spoil another one in its place."""
+        secret, state = tmp_path / "secret", tmp_path / "state"
+        with KeyStore(secret) as store:
+            key, _ = store.create(name="app")
+        with KeyStore(state) as running, KeyStore(state) as beside:
+            beside.create(name="old")
+            running.changed()
+            left = {file.name: file.read_bytes() for file in state.iterdir()}
+        assert len(left) == 3
+        for name, data in left.items():
+            (state / name).write_bytes(data)
+        (container,) = self.pod["spec"]["initContainers"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert mounts[container["workingDir"]] == "state" and mounts["/etc/bear/keys"] == "keys"
+        command = [part.replace("/etc/bear/keys", str(secret)) for part in container["command"]]
+        subprocess.run(command, cwd=state, check=True)
+        with KeyStore(state) as store:
+            assert store.all() == [key]
+        assert stat.S_IMODE((state / "keys.sqlite").stat().st_mode) == 0o600
 
     def test_autoscaler_asks_for_a_metric_that_there_is(self) -> None:
         spec = self.resource("HorizontalPodAutoscaler")["spec"]
