@@ -55,8 +55,12 @@ class TestKubernetes:
         return found
 
     @property
+    def workload(self) -> dict[str, Any]:
+        return self.resource("StatefulSet")
+
+    @property
     def pod(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.resource("Deployment")["spec"]["template"]
+        found: dict[str, Any] = self.workload["spec"]["template"]
         return found
 
     @property
@@ -71,7 +75,7 @@ class TestKubernetes:
 
     def test_schema_refuses_what_there_is_not(self) -> None:
         with pytest.raises(jsonschema.ValidationError):
-            check_kubernetes({**self.resource("Deployment"), "specs": {}}, "1.37")
+            check_kubernetes({**self.workload, "specs": {}}, "1.37")
 
     def test_kustomization_has_every_file(self) -> None:
         told = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
@@ -83,9 +87,9 @@ class TestKubernetes:
         made = subprocess.run(command, capture_output=True, text=True, check=True)
         whole = list(yaml.safe_load_all(made.stdout))
         assert {resource["kind"] for resource in whole} == {r["kind"] for r in RESOURCES} | {"ConfigMap"}
-        (deployment,) = [r for r in whole if r["kind"] == "Deployment"]
+        (workload,) = [r for r in whole if r["kind"] == "StatefulSet"]
         (settings_map,) = [r for r in whole if r["kind"] == "ConfigMap"]
-        volumes = deployment["spec"]["template"]["spec"]["volumes"]
+        volumes = workload["spec"]["template"]["spec"]["volumes"]
         assert {"name": "settings", "configMap": {"name": settings_map["metadata"]["name"]}} in volumes
 
     def test_pod_has_longer_to_end_than_the_server_takes(self) -> None:
@@ -121,13 +125,13 @@ class TestKubernetes:
     def test_everything_selects_the_pods(self) -> None:
         labels = self.pod["metadata"]["labels"]
         selectors = [
-            self.resource("Deployment")["spec"]["selector"]["matchLabels"],
+            self.workload["spec"]["selector"]["matchLabels"],
             self.resource("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
             self.resource("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
             *(self.service(name)["selector"] for name in ("bear", "bear-pods")),
         ]
         assert all(selector == labels for selector in selectors)
-        assert self.service("bear-pods")["clusterIP"] == "None"
+        assert self.service(self.workload["spec"]["serviceName"])["clusterIP"] == "None"
 
     def test_containers_are_confined(self) -> None:
         pod = self.pod["spec"]
@@ -147,9 +151,26 @@ class TestKubernetes:
         assert [
             str(path) for path in wanted if not any(str(path).startswith(mount) for mount in mounts)
         ] == []
-        volumes = {volume["name"] for volume in self.pod["spec"]["volumes"]}
+        volumes = {volume["name"] for volume in self.pod["spec"]["volumes"]} | {*self.claims}
         for container in (*self.pod["spec"]["initContainers"], self.server):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        return {claim["metadata"]["name"]: claim for claim in self.workload["spec"]["volumeClaimTemplates"]}
+
+    def test_what_a_server_remembers_outlives_its_pod(self) -> None:
+        """In an emptyDir a rollout gave each key the day's tokens again, and lost usage and the audit log."""
+        (folder,) = [path for path in image_environment() if path.endswith("/state")]
+        (volume,) = [m["name"] for m in self.server["volumeMounts"] if m["mountPath"] == folder]
+        # A claim of its own: SQLite's files are not shared between servers.
+        assert self.claims[volume]["spec"]["accessModes"] == ["ReadWriteOnce"]
+        assert {*self.workload["spec"]["persistentVolumeClaimRetentionPolicy"].values()} == {"Retain"}
+
+    def test_rollout_waits_until_the_new_address_is_known(self) -> None:
+        (refresh_s,) = {seconds(c["dns_refresh_rate"]) for c in shipped()["static_resources"]["clusters"]}
+        # A name server's own memory comes on top: as long again, and a margin.
+        assert self.workload["spec"]["minReadySeconds"] >= 2 * refresh_s + MARGIN_S
 
     def test_keys_of_the_secret_take_the_place_of_older_ones(self, tmp_path: Path) -> None:
         """What a server that was killed has left beside the file would spoil another one in its place."""
@@ -176,7 +197,13 @@ class TestKubernetes:
         spec = self.resource("HorizontalPodAutoscaler")["spec"]
         names = {name for family in FAMILIES.values() for name in family.sample_names}
         assert {metric["pods"]["metric"]["name"] for metric in spec["metrics"]} <= names
-        assert spec["scaleTargetRef"]["name"] == self.resource("Deployment")["metadata"]["name"]
+        target = self.workload
+        named = {
+            "apiVersion": target["apiVersion"],
+            "kind": target["kind"],
+            "name": target["metadata"]["name"],
+        }
+        assert spec["scaleTargetRef"] == named
 
 
 def instructions() -> list[str]:
