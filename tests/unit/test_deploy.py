@@ -193,6 +193,23 @@ class TestKubernetes:
             assert store.all() == [key]
         assert stat.S_IMODE((state / "keys.sqlite").stat().st_mode) == 0o600
 
+    def egress(self, policy: dict[str, Any], port: int) -> list[dict[str, Any]]:
+        rules = policy["spec"]["egress"]
+        return [peer for rule in rules if port in [p["port"] for p in rule["ports"]] for peer in rule["to"]]
+
+    def test_names_are_asked_of_pods_or_of_the_cache_of_the_node(self) -> None:
+        """NodeLocal DNSCache has no label: with the pods alone nothing was found where it is used."""
+        peers = self.egress(self.resource("NetworkPolicy"), 53)
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in peers
+        assert any("podSelector" in peer for peer in peers)
+
+    def test_rules_that_are_comments_are_valid_once_they_are_none(self) -> None:
+        text = (DEPLOY / "kubernetes" / "network-policy.yaml").read_text(encoding="utf-8")
+        # Sentences begin with neither.
+        policy = yaml.safe_load(re.sub(r"(?m)^( *)# (?=- |  )", r"\1", text))
+        check_kubernetes(policy, "1.37")
+        assert self.egress(policy, 4317) and len(self.egress(policy, 53)) == 3
+
     def test_autoscaler_asks_for_a_metric_that_there_is(self) -> None:
         spec = self.resource("HorizontalPodAutoscaler")["spec"]
         names = {name for family in FAMILIES.values() for name in family.sample_names}
