@@ -376,6 +376,8 @@ def test_unit_reloads_ends_and_lets_workers_lock_themselves_in() -> None:
     told = dict(unit())
     assert told["Type"] == "exec" and told["NoNewPrivileges"] == "yes"
     assert told["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    # Death by SIGHUP is no failure to systemd: a reload that came too early ended the service for good.
+    assert told["Restart"] == "on-failure" and told["RestartForceExitStatus"] == "SIGHUP"
     assert told["OOMPolicy"] == "continue"
     assert seconds(told["TimeoutStopSec"]) >= settings(None).stop_grace_s + MARGIN_S
     environ = dict(
