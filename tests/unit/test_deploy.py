@@ -257,6 +257,13 @@ def test_all_that_is_copied_is_there_and_sent_to_the_builder() -> None:
     assert all((ROOT / rule).exists() for rule in sent)
 
 
+def test_image_has_bytecode_and_is_built_whatever_packages_bring() -> None:
+    """compileall ended the build for a file that does not compile, in any package."""
+    (line,) = [line for line in instructions() if "/pip install" in line]
+    assert "pip install --no-cache-dir --compile " in line
+    assert not any("compileall" in line for line in instructions())
+
+
 def test_image_runs_as_nobody_in_particular_and_is_built_for_other_machines() -> None:
     text = instructions()
     assert "USER 10001:10001" in text
@@ -293,6 +300,19 @@ def test_compose_tells_settings_that_there_are_and_waits_for_the_end() -> None:
     assert bear["read_only"] and bear["cap_drop"] == ["ALL"]
     # Plaintext: nobody but this machine reaches it.
     assert all(port.startswith("127.0.0.1:") for port in bear["ports"])
+
+
+@pytest.mark.parametrize("over", [[], ["docker-compose.cuda.yaml"]])
+def test_compose_starts_no_image_of_ours_that_it_does_not_build(over: list[str]) -> None:
+    """With GPUs `descriptors` once stayed with the image for CPUs, which nothing had built."""
+    images: dict[str, str] = {}
+    for name in ("docker-compose.yaml", *over):
+        images |= {service: told["image"] for service, told in compose(name)["services"].items()}
+    built = images["bear"]
+    assert {image for image in images.values() if image.startswith("bear-grpc")} == {built}
+    services = compose("docker-compose.yaml")["services"]
+    assert [name for name, told in services.items() if "build" in told] == ["bear"]
+    assert services["descriptors"]["pull_policy"] == "never"
 
 
 def test_compose_gives_envoy_its_files() -> None:
