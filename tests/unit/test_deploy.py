@@ -19,6 +19,7 @@ import yaml
 from bear_grpc.access.keys import KeyStore
 from bear_grpc.config import ServerConfig, read_settings
 from bear_grpc.telemetry.families import FAMILIES
+from bear_grpc.telemetry.series import Kind
 from tests.helpers.envoy import shipped
 from tests.helpers.schemas import check_compose, check_kubernetes
 
@@ -100,6 +101,25 @@ class TestKubernetes:
         assert probe["failureThreshold"] > 1
         known_s = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
         assert known_s < self.config.pause_s < self.config.stop_grace_s
+
+    def test_start_may_take_minutes_and_a_busy_server_is_not_killed(self) -> None:
+        lasts = {}
+        for kind in ("startup", "liveness"):
+            probe = self.server[f"{kind}Probe"]
+            lasts[kind] = probe["periodSeconds"] * probe["failureThreshold"]
+        assert lasts["startup"] >= 300 and lasts["liveness"] >= 60
+
+    def test_pods_have_what_they_need_and_are_not_all_on_one_node(self) -> None:
+        for container in (*self.pod["spec"]["initContainers"], self.server):
+            asked, most = container["resources"]["requests"], container["resources"]["limits"]
+            assert {*asked} == {"cpu", "memory"}
+            # Weights are memory: what is promised must be there. CPU has no limit.
+            assert {*most} == {"memory"}
+        assert self.server["resources"]["requests"]["memory"] == self.server["resources"]["limits"]["memory"]
+        (spread,) = self.pod["spec"]["topologySpreadConstraints"]
+        assert spread["labelSelector"]["matchLabels"] == self.pod["metadata"]["labels"]
+        replicas = self.resource("HorizontalPodAutoscaler")["spec"]["minReplicas"]
+        assert self.resource("PodDisruptionBudget")["spec"]["maxUnavailable"] < replicas
 
     def test_probes_ask_a_listener_that_speaks_plaintext(self) -> None:
         (listener,) = self.config.listeners
@@ -211,9 +231,19 @@ class TestKubernetes:
         assert self.egress(policy, 4317) and len(self.egress(policy, 53)) == 3
 
     def test_autoscaler_asks_for_a_metric_that_there_is(self) -> None:
+        file = DEPLOY / "kubernetes" / "autoscaler.yaml"
         spec = self.resource("HorizontalPodAutoscaler")["spec"]
-        names = {name for family in FAMILIES.values() for name in family.sample_names}
-        assert {metric["pods"]["metric"]["name"] for metric in spec["metrics"]} <= names
+        (name,) = [metric["pods"]["metric"]["name"] for metric in spec["metrics"]]
+        # By what it is now: a counter would need a rate.
+        assert FAMILIES[name].kind is Kind.GAUGE
+        # The rule for prometheus-adapter, a comment, gives it under this name.
+        rule = yaml.safe_load(
+            re.sub(r"(?m)^#   ", "", file.read_text(encoding="utf-8").partition("\napi")[0])
+        )
+        (told,) = rule["rules"]
+        for query in (told["seriesQuery"], told["metricsQuery"]):
+            assert {found for found in re.findall(r"\bbear_\w+", query)} == {name}
+        assert {resource["resource"] for resource in told["resources"]["overrides"].values()} >= {"pod"}
         target = self.workload
         named = {
             "apiVersion": target["apiVersion"],
