@@ -42,7 +42,7 @@ class AuditObserver:
         pass
 
     def end(self, call: Call) -> None:
-        if call.method not in AUDITED or call.code == "UNAUTHENTICATED":
+        if call.method not in AUDITED or not call.is_known:
             return
         entry = Entry(
             action=call.method.rpartition("/")[2],

@@ -50,7 +50,7 @@ class UsageObserver:
 
     def end(self, call: Call) -> None:
         """Counts it, on the day of its end."""
-        if not call.method.startswith(_COUNTED) or call.code == "UNAUTHENTICATED":
+        if not call.method.startswith(_COUNTED) or not call.is_known:
             return
         model = call.model if call.ready_s else ""
         used = Totals(

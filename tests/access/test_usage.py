@@ -28,7 +28,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ended(
-    key: str = "one", model: str = "tiny", code: str = "OK", method: str = "Generate", **told: int
+    key: str = "one",
+    model: str = "tiny",
+    code: str = "OK",
+    method: str = "Generate",
+    is_known: bool = True,
+    **told: int,
 ) -> Call:
     return Call(
         f"/bear_grpc.v1.InferenceService/{method}",
@@ -37,6 +42,7 @@ def ended(
         model=model,
         ready_s=0.0 if code == "NOT_FOUND" else 1.0,
         usage=Usage(10, 4, 7),
+        is_known=is_known,
         **told,  # type: ignore[arg-type]
     )
 
@@ -89,7 +95,8 @@ def test_calls_are_counted_by_what_became_of_them(folder: Path) -> None:
     observer.end(ended(code="CANCELLED", told_tokens=9))  # one of its answers had not ended
     observer.end(ended(code="UNAVAILABLE"))
     observer.end(ended(model="made up", code="NOT_FOUND"))
-    observer.end(ended(key="", code="UNAUTHENTICATED"))
+    for code in ("UNAUTHENTICATED", "CANCELLED"):  # the second: it did not wait for the answer
+        observer.end(ended(key="", code=code, is_known=False))
     observer.end(ended(key=""))
     elsewhere = ended()
     elsewhere.method = "/bear_grpc.v1.ModelService/LoadModel"

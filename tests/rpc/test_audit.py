@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from bear_grpc.executor.spawner import Spawner
 from bear_grpc.rpc import audit
 from bear_grpc.rpc.call import Call
 from bear_grpc.server import Server
-from tests.helpers.rpc import Api, Code, fails, serving
+from tests.helpers.rpc import Api, Code, fails, serving, stopped_load
 
 
 def entries(state: Path) -> list[Entry]:
@@ -54,6 +56,28 @@ async def test_changes_and_refused_ones_are_recorded_and_reads_are_not(
     ]
 
 
+async def test_a_call_that_ends_with_its_key_is_recorded(
+    tmp_path: Path, spawner: Spawner, tiny_file: Path
+) -> None:
+    """It has the code of calls that were never let in, which are left out."""
+    state = tmp_path / "state"
+    async with serving(tmp_path, spawner, auth="keys", allow_path=[tiny_file.parent]) as (server, _):
+        with KeyStore(state) as store:
+            key_id, text = await key(server, store, *Scope)
+            async with Api(server.addresses[0], key=text) as api:
+                await api.register("tiny", tiny_file)
+                call, pid = await stopped_load(api, "tiny")
+                try:
+                    assert server.keys is not None and store.revoke(key_id)
+                    await server.keys.refresh()
+                    await fails(call, Code.UNAUTHENTICATED, "KEY_INVALID")
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+    last = entries(state)[-1]
+    assert (last.action, last.actor, last.subjects) == ("LoadModel", key_id, ("tiny",))
+    assert (last.code, last.reason) == ("UNAUTHENTICATED", "KEY_INVALID")
+
+
 async def test_a_log_that_cannot_be_written_costs_no_answer(
     tmp_path: Path, spawner: Spawner, tiny_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,7 +96,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_stop(
     monkeypatch.setattr(audit, "CLOSE_S", 0.05)
     observer = audit.AuditObserver(tmp_path)
     for _ in range(3):
-        observer.end(Call("/bear_grpc.v1.ModelService/LoadModel", code="OK"))
+        observer.end(Call("/bear_grpc.v1.ModelService/LoadModel", code="OK", is_known=True, is_admitted=True))
     observer.close()
     assert "does not answer" in caplog.text
     answers.set()
