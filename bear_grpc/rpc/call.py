@@ -42,12 +42,17 @@ class Call:
     `on_delta` is called with the number of tokens of each piece of text; its `transcript` gets the input
     and the text. `on_tokens` is called with the tokens of the prompt, once, and of each piece. Of an audited
     method `subjects` are the models that the request names.
+
+    `is_known`: nothing was missing of who calls, and `is_admitted`: it was let in; neither is taken back when
+    the call is ended because its key has become invalid.
     """
 
     method: str
     metadata: dict[str, str | bytes] = dataclasses.field(default_factory=dict, repr=False)
     peer: str = ""
     caller: Caller = ANONYMOUS
+    is_known: bool = False
+    is_admitted: bool = False
     began_s: float = 0.0
     ended_s: float = 0.0
     code: str = ""
