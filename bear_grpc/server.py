@@ -68,6 +68,10 @@ LAST_CALLS_S = 1.0
 # What the last spans get, if streams have used up the grace.
 LAST_SPANS_S = 1.0
 
+# Of one connection at a time: twice the crowd that is tested on one, for proxies that bring everybody's calls
+# on few. Clients let what is beyond wait; without it one connection could open streams without end.
+MAX_CONCURRENT_STREAMS = 2048
+
 SERVICES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -91,6 +95,7 @@ def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
         # What ends a connection in truth, and a minute by itself: the one above is not heeded any more.
         ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]
 

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "access": {"types", "params", "errors"},
     "rpc": {
         "access",
+        "bound",
         "transport",
         "types",
         "input_limits",

@@ -9,10 +9,11 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ..errors import Draining
+from ..errors import Draining, InvalidField
 from ..models.entry import ModelStatus
 from ..types import ModelState
 from .call import current_call
+from .open_streams import OpenStreams
 from .status import abort_not_found, answer
 from .writing import Writer
 
@@ -23,6 +24,11 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 _ListResponse: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]
 LIVENESS = "liveness"
 MODEL_PREFIX = "models/"
+
+# A watch costs some 30 kB and, until something changes, no time; a change wakes those of its name.
+MAX_WATCHES = 1024
+# A watch holds its request for as long as it lasts, and anybody may open one.
+MAX_NAME_BYTES = 1024
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
@@ -36,6 +42,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._stall_timeout_s = stall_timeout_s
         self._statuses: dict[str, int] = {}
         self._watches: dict[str, set[asyncio.Event]] = {}
+        self._open = OpenStreams(MAX_WATCHES)
         self._is_ending = False
 
     def set(self, name: str, status: int) -> None:
@@ -73,7 +80,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
 
     @answer
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        name = request.service
+        if len(request.service.encode()) > MAX_NAME_BYTES:
+            raise InvalidField("service", f"must be {MAX_NAME_BYTES} bytes at most")
+        with self._open.one(current_call(context).caller.tenant):
+            await self._watch(request.service, context)
+
+    @answer  # inside of its place: a stream is open until its status has been taken
+    async def _watch(self, name: str, context: Any) -> None:
         # With the first message, which may never be read, gRPC would not know that they are sent.
         await context.send_initial_metadata(())
         with self._changes(name) as changed, Writer(context, self._stall_timeout_s) as writer:

@@ -11,9 +11,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from bear_grpc.executor.spawner import Spawner
+from bear_grpc.rpc import health
 from bear_grpc.rpc.call import Call
 from bear_grpc.rpc.health import NOT_SERVING, SERVING, UNKNOWN, HealthServicer
-from bear_grpc.server import SERVICES
+from bear_grpc.server import MAX_CONCURRENT_STREAMS, SERVICES
+from tests.helpers import http2
 from tests.helpers.http2 import Reluctant
 from tests.helpers.rpc import WAIT_S, Api, Code, eventually, fails, serving
 
@@ -108,6 +110,39 @@ async def test_a_server_that_is_withdrawn_while_it_starts_stays_so(tmp_path: Pat
         await server.drain()
         server.health.set_serving()
         assert await api.serving("") == "NOT_SERVING"
+
+
+async def test_one_connection_has_a_bounded_number_of_streams(api: Api) -> None:
+    async with Reluctant(api.target) as client:
+        assert client.settings[http2.MAX_CONCURRENT_STREAMS] == MAX_CONCURRENT_STREAMS
+
+
+async def test_watches_are_bounded_and_a_place_is_free_again(
+    tmp_path: Path, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHES", 2)
+    async with serving(tmp_path, spawner) as (server, api):
+        seen = Watches()
+        server.calls.add(seen)
+        watches = [api.health.Watch(request(name)) for name in ("", "liveness")]
+        for watch in watches:
+            assert await told(watch) == SERVING
+        status = await fails(api.health.Watch(request()).read(), Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+        assert status.retry is not None and status.metadata["limit"] == "2"
+        assert await api.serving("") == "SERVING"  # asking once is always possible
+        watches[0].cancel()
+
+        async def left() -> bool:
+            return len(seen.ended) == 2
+
+        await eventually(left)
+        assert await told(api.health.Watch(request())) == SERVING
+
+
+async def test_a_name_that_no_service_has_is_not_kept(api: Api) -> None:
+    watch = api.health.Watch(request("x" * (health.MAX_NAME_BYTES + 1)))
+    status = await fails(watch.read(), Code.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert status.fields == ["service"]
 
 
 class Context:
