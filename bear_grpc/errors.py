@@ -391,7 +391,10 @@ class QueueFull(Exhausted):
 
 
 class QuotaExceeded(Exhausted):
-    """The caller has used up a quota; `subject` is the id of its key, `quota` names a field of `Quotas`."""
+    """The caller has used up a quota, which a field of `Quotas` names; `subject` is the id of its key.
+
+    Of streams that anybody may open it is the caller's tenant, a host where there is no key.
+    """
 
     reason = "QUOTA_EXCEEDED"
 

@@ -158,6 +158,12 @@ async def abort(context: Any, error: errors.BearError) -> NoReturn:
     raise AssertionError("abort_with_status returned")
 
 
+async def abort_not_found(context: Any) -> NoReturn:
+    """Ends a call as a protocol that is not ours wants it, without a reason."""
+    await context.abort(Code.NOT_FOUND)
+    raise AssertionError("abort returned")
+
+
 def code_of(context: Any) -> str:
     """The name of the code that a call has ended with."""
     code = context.code()
