@@ -71,8 +71,8 @@ async def model_in_use(bench: Bench) -> list[StatusDetails]:
             download = pull(api)
             await download.read()
             pulled = await bench.refused(api.delete(PULLED), "MODEL_IN_USE")
-            gate.set()
             await api.models.CancelPull(models_pb.CancelPullRequest(name=PULLED))
+            gate.set()
             await bench.refused(api.status(PULLED), "MODEL_NOT_FOUND")
     return [loaded, pulled]
 

@@ -58,11 +58,14 @@ async def request_id_in_use(bench: Bench) -> list[StatusDetails]:
 
 
 async def constraint_dead_end(bench: Bench) -> list[StatusDetails]:
-    """The constraint leaves nothing but the end, and that may not come yet."""
-    call = bench.api.once("bear-demo", choices=["a"], min_tokens=8)
-    told = await bench.refused(call, "CONSTRAINT_DEAD_END")
-    await answers(bench.api, "bear-demo", choices=["a"], max_tokens=8)
-    return [told]
+    name = await bench.model()
+    needed = await bench.refused(bench.api.once(name, lark='start: "a" <[1]> "b"'), "CONSTRAINT_DEAD_END")
+    await answers(bench.api, name, lark='start: "a" "b"', max_tokens=8)
+    # The constraint leaves nothing but the end, and that may not come yet.
+    optional = 'start: "a" <[1]>?'
+    early = await bench.refused(bench.api.once(name, lark=optional, min_tokens=8), "CONSTRAINT_DEAD_END")
+    assert (await bench.api.once(name, lark=optional)).choices[0].text == "a"
+    return [needed, early]
 
 
 def alternatives(count: int) -> str:
@@ -114,7 +117,7 @@ async def queue_full(bench: Bench) -> list[StatusDetails]:
     async with bench.serving(paced, max_waiting_requests=3) as api:
         await api.register("m", path, load_options=ONE)
         await api.load("m")
-        running = api.generate("m", **LONG)
+        running = api.generate("m", max_tokens=1000, ignore_eos=True)
         await read_until(running, "delta")
         waiting = [api.generate("m", max_tokens=2, ignore_eos=True, queue_progress=True) for _ in range(3)]
         for call in waiting:

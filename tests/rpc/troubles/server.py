@@ -165,7 +165,8 @@ async def feature_unsupported(bench: Bench) -> list[StatusDetails]:
     sources = [path for path in PACKAGE.rglob("*.py") if path.name != "errors.py"]
     assert [path for path in sources if "FeatureUnsupported(" in path.read_text(encoding="utf-8")] == []
     async with bench.server() as (server, api):
-        bench.patch.setattr(server.shelf, "list", raising(errors.FeatureUnsupported("page_size")))
-        listing = api.models.ListModels(models_pb.ListModelsRequest(page_size=1))
-        told = await bench.refused(listing, "FEATURE_UNSUPPORTED")
+        with bench.patch.context() as patch:
+            patch.setattr(server.shelf, "list", raising(errors.FeatureUnsupported("page_size")))
+            listing = api.models.ListModels(models_pb.ListModelsRequest(page_size=1))
+            told = await bench.refused(listing, "FEATURE_UNSUPPORTED")
     return [told]
