@@ -183,10 +183,9 @@ class ModelFileNotFound(NotFound):
         super().__init__(f"Model file not found: {path}", metadata={"path": path})
 
     @classmethod
-    def of(cls, name: str, what: str = "") -> ModelFileNotFound:
-        """Of a model that is not on this server; `what` follows from that, by default how to get it."""
+    def of(cls, name: str, what: str) -> ModelFileNotFound:
+        """Of a model that is not on this server; `what` follows from that."""
         error = cls.__new__(cls)
-        what = what or f"`bear pull {name}` fetches it"
         text = f"Model file not found: {name} is not on this server; {what}"
         BearError.__init__(error, text, metadata={"model": name})
         return error
@@ -452,8 +451,7 @@ class DiskFull(Exhausted):
 
     def __init__(self, name: str, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"{name!r} needs {needed_bytes / 2**20:.0f} MiB on the disk, "
-            f"{free_bytes / 2**20:.0f} MiB are free",
+            f"{name!r} needs {needed_bytes / 2**20:.0f} MiB on disk, {free_bytes / 2**20:.0f} MiB are free",
             metadata={"model": name, "needed_bytes": needed_bytes, "free_bytes": free_bytes},
         )
 
@@ -565,14 +563,6 @@ class BackendError(BearError):
     """llama.cpp or the server failed in a way that is nobody's input; the cause is in the log."""
 
     reason = "INTERNAL"
-
-    @classmethod
-    def unexpected(cls, request_id: str) -> BackendError:
-        """Of what nobody has foreseen: tells where in the log it is, and nothing else."""
-        return cls(
-            f"internal error; the server's log has the cause, under request {request_id}",
-            metadata={"request_id": request_id},
-        )
 
 
 class EngineStartFailed(BackendError):

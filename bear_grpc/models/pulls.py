@@ -123,7 +123,7 @@ class PullManager:
         if download is None:
             is_listed = entry is not None and entry.is_listed
             if self._auto_pull == "never" or (self._auto_pull == "catalog" and not is_listed):
-                raise ModelFileNotFound.of(name)
+                raise ModelFileNotFound.of(name, f"`bear pull {name}` fetches it")
             download = self.begin(name)
         assert download.task is not None
         await asyncio.shield(download.task)

@@ -154,7 +154,10 @@ def _unexpected(what: str) -> errors.BackendError:
     """Logs the exception that is being handled under the request's id; gives the error that tells the id."""
     request_id = id_of_request()
     log.exception("%s, request %s", what, request_id)
-    return errors.BackendError.unexpected(request_id)
+    return errors.BackendError(
+        f"internal error; the server's log has the cause, under request {request_id}",
+        metadata={"request_id": request_id},
+    )
 
 
 async def abort(context: Any, error: errors.BearError) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -46,23 +46,6 @@ def test_sections_are_the_groups_of_errors() -> None:
         groups.setdefault(entry.section, set()).add(base)
     assert all(len(bases) == 1 for bases in groups.values()), groups
     assert len(groups) == len({*map(frozenset, groups.values())})
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Spawner]]:
-    """Makes spawners of other workers; they find this repository's tests."""
-    made: list[Spawner] = []
-
-    def new(*args: object, **given: object) -> Spawner:
-        made.append(Spawner(*args, **given))  # type: ignore[arg-type]
-        return made[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        yield new
-        for spawner in made:
-            spawner.close()
-            spawner.join()
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from bear_grpc.transport import Tls as TlsFiles
 from bear_grpc.types import SandboxMode
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import server_service_pb2 as server_pb
+from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.certificates import Authority
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.processes import RunningServer
-from tests.helpers.rpc import WAIT_S, Api, Code, ask, collect, kinds, read_until, serving
+from tests.helpers.rpc import WAIT_S, Api, Code, ask, collect, kinds, read_until, serving, text_of
 from tests.helpers.troubleshooting import SYMPTOMS, shows
 
 pytestmark = pytest.mark.model
@@ -193,22 +194,20 @@ def once_request() -> inference_pb.GenerateOnceRequest:
     return inference_pb.GenerateOnceRequest(request=ask("bear-demo"))
 
 
-async def test_a_client_hangs(own: Api, steady_file: Path) -> None:
-    await own.register("m", steady_file)
-    long: dict[str, Any] = {"max_tokens": 1900, "ignore_eos": True}
-    events = await collect(own.generate("m", max_tokens=1, queue_progress=True))
-    assert "model_progress" in kinds(events)
-    await own.unload("m")
-    await own.load("m", max_sequences=1)
-    running = own.inference.Generate(ask("m", **long), timeout=2)
-    await read_until(running, "delta")
-    waiting = own.generate("m", queue_progress=True, **long)
-    await read_until(waiting, "queued")
-    rows = [line.split() for line in (await bear(own, "ps")).splitlines()]
-    assert dict(zip(rows[0], rows[1], strict=True))["WAITING"] == "1"
-    completed = (await collect(running))[-1].completed
-    assert completed.finish_reason == inference_pb.FINISH_REASON_DEADLINE
-    waiting.cancel()
+async def test_a_client_hangs(tmp_path: Path, tiny_file: Path, start: Callable[..., Spawner]) -> None:
+    paced = start(module="tests.helpers.paced_worker")
+    async with serving(tmp_path, paced, allow_path=[tiny_file.parent]) as (_, api):
+        await api.register("m", tiny_file, load_options=pb.LoadOptions(max_sequences=1))
+        events = await collect(api.generate("m", max_tokens=1, queue_progress=True))
+        assert "model_progress" in kinds(events)
+        running = api.inference.Generate(ask("m", max_tokens=1000, ignore_eos=True), timeout=1.5)
+        await read_until(running, "delta")
+        waiting = api.generate("m", max_tokens=1, queue_progress=True)
+        await read_until(waiting, "queued")
+        assert '"waiting_count": 1' in await bear(api, "ps", "--json")
+        completed = (await collect(running))[-1].completed
+        assert completed.finish_reason == inference_pb.FINISH_REASON_DEADLINE
+        assert kinds(await collect(waiting))[-1] == "completed"
 
 
 async def test_generation_is_slow(own: Api) -> None:
@@ -219,11 +218,21 @@ async def test_generation_is_slow(own: Api) -> None:
     assert "bear-demo" in await bear(own, "top")
 
 
-async def test_tokens_but_no_text(api: Api, tiny: str) -> None:
+async def test_tokens_but_no_text(api: Api, tiny: str, demo: str) -> None:
     (choice,) = (await api.once(tiny, logit_bias={2: 100.0}, max_tokens=8)).choices
     assert (choice.text, choice.stop_cause.eog_token) == ("", 2)
-    events = await collect(api.generate(tiny, max_tokens=40, seed=1, temperature=2, return_token_ids=True))
-    assert any(event.delta.tokens and not event.delta.text for event in events)
+    options: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "temperature": 0}
+    whole = (await api.once(demo, **options)).choices[0].text
+    # What comes may be its beginning.
+    stop = whole[10:20] + "#"
+    events = await collect(api.generate(demo, stop=[stop], return_token_ids=True, **options))
+    ahead, seen = [], [0, 0]
+    for event in events:
+        seen[0] += sum(len(token.piece) for token in event.delta.tokens)
+        seen[1] += len(event.delta.text.encode())
+        ahead.append(seen[0] - seen[1])
+    assert max(ahead) > 0
+    assert text_of(events) == whole
 
 
 async def test_text_is_cut(api: Api, tiny: str) -> None:
