@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -107,6 +108,15 @@ def may_know(model: str) -> bool:
     """Whether the caller of this task's call may know of the model."""
     call = _CALL.get(None)
     return call is None or call.caller.may_use(model)
+
+
+def id_of_request() -> str:
+    """The id of this task's request; of one that has none, made now for its line in the log."""
+    call = _CALL.get(None)
+    if call is None:
+        return uuid.uuid4().hex
+    call.request_id = call.request_id or uuid.uuid4().hex
+    return call.request_id
 
 
 def note_error(reason: str) -> None:
