@@ -175,12 +175,20 @@ class ModelNotFound(NotFound):
 
 
 class ModelFileNotFound(NotFound):
-    """The model's file does not exist."""
+    """The model's file does not exist, or has not been downloaded."""
 
     reason = "MODEL_FILE_NOT_FOUND"
 
     def __init__(self, path: str) -> None:
         super().__init__(f"Model file not found: {path}", metadata={"path": path})
+
+    @classmethod
+    def of(cls, name: str, what: str) -> ModelFileNotFound:
+        """Of a model that is not on this server; `what` follows from that."""
+        error = cls.__new__(cls)
+        text = f"Model file not found: {name} is not on this server; {what}"
+        BearError.__init__(error, text, metadata={"model": name})
+        return error
 
 
 class Conflict(BearError):
@@ -209,12 +217,12 @@ class ModelAlreadyLoaded(Conflict):
 
 
 class ModelInUse(Conflict):
-    """The model is loaded, loading or unloading."""
+    """The model is loaded, loading, unloading or being downloaded."""
 
     reason = "MODEL_IN_USE"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} is in use; unload it first", metadata={"model": name})
+    def __init__(self, name: str, what: str = "is in use; unload it first") -> None:
+        super().__init__(f"{name!r} {what}", metadata={"model": name})
 
 
 class ModelExists(Conflict):
@@ -391,7 +399,10 @@ class QueueFull(Exhausted):
 
 
 class QuotaExceeded(Exhausted):
-    """The caller has used up a quota; `subject` is the id of its key, `quota` names a field of `Quotas`."""
+    """The caller has used up a quota, which a field of `Quotas` names; `subject` is the id of its key.
+
+    Of streams that anybody may open it is the caller's tenant, a host where there is no key.
+    """
 
     reason = "QUOTA_EXCEEDED"
 
@@ -429,22 +440,22 @@ class InsufficientMemory(Exhausted):
 
     reason = "INSUFFICIENT_MEMORY"
 
-    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+    def __init__(self, name: str, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"needs {needed_bytes / 2**20:.0f} MiB, {free_bytes / 2**20:.0f} MiB are free",
-            metadata={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
+            f"{name!r} needs {needed_bytes / 2**20:.0f} MiB of memory, {free_bytes / 2**20:.0f} MiB are free",
+            metadata={"model": name, "needed_bytes": needed_bytes, "free_bytes": free_bytes},
         )
 
 
 class DiskFull(Exhausted):
-    """The disk has no room for a file."""
+    """The disk has no room for a model's files."""
 
     reason = "DISK_FULL"
 
-    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+    def __init__(self, name: str, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"needs {needed_bytes / 2**20:.0f} MiB on the disk, {free_bytes / 2**20:.0f} MiB are free",
-            metadata={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
+            f"{name!r} needs {needed_bytes / 2**20:.0f} MiB on disk, {free_bytes / 2**20:.0f} MiB are free",
+            metadata={"model": name, "needed_bytes": needed_bytes, "free_bytes": free_bytes},
         )
 
 
@@ -458,7 +469,7 @@ class HubRateLimited(Exhausted):
 
 
 class DeadlineUnreachable(Exhausted):
-    """The first token would come, or has not come, before the caller's deadline."""
+    """The first token would come after the caller's deadline, or has not come when that passes."""
 
     reason = "DEADLINE_UNREACHABLE"
 
@@ -552,7 +563,7 @@ class HubAnswerInvalid(Damaged):
 
 
 class BackendError(BearError):
-    """llama.cpp failed in a way that is nobody's input; the cause is in the log."""
+    """llama.cpp or the server failed in a way that is nobody's input; the cause is in the log."""
 
     reason = "INTERNAL"
 

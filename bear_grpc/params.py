@@ -136,7 +136,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
         for name, (low, high) in _SAMPLING_RANGES.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
-                wrong(name, f"must be {low:g} to {high:g}, is {value}")
+                wrong(name, f"must be {low} to {high}, is {value}")
         for name, high in {"top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 10.0}.items():
             value = getattr(self, name)
             if not math.isfinite(value) or not 0 < value <= high:

@@ -67,8 +67,10 @@ log = logging.getLogger(__name__)
 LAST_CALLS_S = 1.0
 # What the last spans get, if streams have used up the grace.
 LAST_SPANS_S = 1.0
-# Health's statuses are set in order, each within a second.
-STATUSES_S = 5.0
+
+# Of one connection at a time: twice the crowd that is tested on one, for proxies that bring everybody's calls
+# on few. Clients let what is beyond wait; without it one connection could open streams without end.
+MAX_CONCURRENT_STREAMS = 2048
 
 SERVICES = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -93,6 +95,7 @@ def _channel_args(config: ServerConfig) -> list[tuple[str, int]]:
         # What ends a connection in truth, and a minute by itself: the one above is not heeded any more.
         ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]
 
@@ -147,7 +150,7 @@ class Server:
             ensure_file=self.pulls.ensure,
             plan=estimator.need,
         )
-        self.health = Health(SERVICES)
+        self.health = Health(SERVICES, config.stall_timeout_s)
         self.shelf.feed.listen(self.health.on_model)
         self.calls = Calls()
         self.calls.add(RequestLog(with_prompts=config.log_prompts))
@@ -265,14 +268,13 @@ class Server:
             except KeyStoreError as exc:
                 raise ConfigError(f"state_dir: {exc}") from exc
         self.limiter.restore(await asyncio.to_thread(self.usage.tokens_today))
-        await self.health.open()
         self.addresses = self._listeners.bind()
         await self.shelf.open()
         await self.pulls.open()
         await self._listeners.start()
         for name in self._config.load:
             await self.manager.load(name)
-        await self.health.set_serving()
+        self.health.set_serving()
         self._is_serving = True
         if self.metrics is not None:
             log.info("metrics at http://%s/metrics", self.metrics.address)
@@ -295,7 +297,7 @@ class Server:
     async def _withdraw(self, pause_s: float) -> None:
         if pause_s == 0:
             self.manager.refuse()  # before anybody is told
-        await self.health.withdraw()
+        self.health.withdraw()
         # Balancers and clients that watch health send their calls elsewhere meanwhile.
         await asyncio.sleep(pause_s)
         self.manager.refuse()
@@ -314,7 +316,7 @@ class Server:
         grace_s = self._config.stop_grace_s if grace_s is None else grace_s
         ends_s = clock() + grace_s
         withdrawal = self._withdrawal(min(self._config.pause_s, grace_s) if self._is_serving else 0.0)
-        await asyncio.wait({withdrawal}, timeout=max(grace_s, STATUSES_S))
+        await asyncio.wait({withdrawal}, timeout=grace_s)
         # The listener stays while streams finish: new calls are told DRAINING by a status.
         await self.manager.drain(max(0.0, ends_s - clock()))
         withdrawal.cancel()  # a drain with a longer pause than the grace
@@ -325,7 +327,6 @@ class Server:
         self.health.end_watches()
         await self._listeners.stop(LAST_CALLS_S)
         await self.shelf.close()
-        await self.health.close()
         await asyncio.to_thread(self.audit.close)
         await asyncio.to_thread(self.usage.close)
         if self._tracing is not None:

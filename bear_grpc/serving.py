@@ -10,10 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from .config import EXIT_CONFIG, ConfigError, ServerConfig
 from .errors import BearError
 from .executor.spawner import Spawner
+from .hangups import Hangups
+from .reload import Reloads
 from .server import Server
 from .telemetry.logs import Logs
 
@@ -23,30 +26,21 @@ EXIT_START = 1
 NICE_OF_SERVER = 10
 
 
-def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> int:
+def serve(config: ServerConfig, reread: Callable[[], ServerConfig], hangups: Hangups) -> int:
     """Runs a server until SIGTERM or SIGINT; gives the exit code. A second signal ends at once.
 
-    At SIGHUP it takes over what `reread` gives. When the terminal that it was started from is closed,
-    SIGHUP ends it, as other programs.
+    At SIGHUP, once it has started, it takes over what `reread` gives, also for those that `hangups` kept.
+    When the terminal that it was started from is closed, SIGHUP ends it.
     """
     logs = Logs(config)
     spawner = Spawner(config.sandbox)
     _lower_priority()
     logs.open()
     try:
-        return asyncio.run(_serve(config, spawner, reread))
+        return asyncio.run(_serve(config, spawner, reread, hangups))
     finally:
         spawner.close()
         logs.close()
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a terminal that could hang up."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 def _lower_priority() -> None:
@@ -57,8 +51,20 @@ def _lower_priority() -> None:
             os.setpriority(os.PRIO_PROCESS, 0, NICE_OF_SERVER)
 
 
-async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], ServerConfig] | None) -> int:
-    stopping = asyncio.Event()
+async def _reload_when_told(
+    reloads: Reloads, reread: Callable[[], ServerConfig], told: asyncio.Event
+) -> None:
+    """One after the other; what is told several times during one is one more."""
+    while True:
+        await told.wait()
+        told.clear()
+        await reloads.reload(reread)
+
+
+async def _serve(
+    config: ServerConfig, spawner: Spawner, reread: Callable[[], ServerConfig], hangups: Hangups
+) -> int:
+    stopping, reload_told = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         if stopping.is_set():
@@ -67,25 +73,25 @@ async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], Se
         log.info("stopping; a second signal ends at once")
         stopping.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    server = Server(config, spawner)
-    reloading: set[asyncio.Task[None]] = set()
-    # Whoever starts it with nohup wants it to outlive its terminal.
-    may_hang_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
-
     def on_hangup() -> None:
-        if may_hang_up and not _has_terminal():
+        if hangups.terminal_is_closed:
             on_signal()
-        elif reread is not None and not stopping.is_set():
-            task = asyncio.create_task(server.reloads.reload(reread))
-            reloading.add(task)
-            task.add_done_callback(reloading.discard)
+        else:
+            reload_told.set()
 
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop = asyncio.get_running_loop()
+    for number, handler in (
+        (signal.SIGTERM, on_signal),
+        (signal.SIGINT, on_signal),
+        (signal.SIGHUP, on_hangup),
+    ):
+        loop.add_signal_handler(number, handler)
+    if hangups.came:
+        on_hangup()
+    server = Server(config, spawner)
     starting = asyncio.create_task(server.start())
     signalled = asyncio.create_task(stopping.wait())
+    tasks: set[asyncio.Task[Any]] = {starting, signalled}
     try:
         await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -93,6 +99,8 @@ async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], Se
             # What is there now stays: a full collection would halt every stream for as long as it takes to
             # walk through it (15 ms).
             gc.freeze()
+            # Before, what is read anew has nothing to be compared with.
+            tasks.add(asyncio.create_task(_reload_when_told(server.reloads, reread, reload_told)))
             await stopping.wait()
     except ConfigError as exc:
         log.error("%s", exc)
@@ -101,8 +109,8 @@ async def _serve(config: ServerConfig, spawner: Spawner, reread: Callable[[], Se
         log.error("the server cannot start: %s [%s]", exc, exc.reason)
         return EXIT_START
     finally:
-        for task in (starting, signalled, *reloading):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({starting, signalled, *reloading})
+        await asyncio.wait(tasks)
         await server.stop()
     return 0

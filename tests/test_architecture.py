@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "access": {"types", "params", "errors"},
     "rpc": {
         "access",
+        "bound",
         "transport",
         "types",
         "input_limits",
@@ -108,9 +109,12 @@ MAY_IMPORT = {
         "v1",
         "__init__",
     },
-    "serving": {"config", "errors", "executor", "server", "telemetry"},
+    "hangups": set(),
+    "serving": {"config", "errors", "executor", "hangups", "reload", "server", "telemetry"},
     "client": {"v1", "errors", "__init__"},
-    "cli": {"access", "client", "v1", "config", "params", "serving", "errors", "types", "__init__"},
+    "cli": {
+        *("access", "client", "v1", "config", "params", "hangups", "serving", "errors", "types", "__init__"),
+    },
     "demo": {"client", "cli", "v1", "__init__"},
     "v1": set(),
     "__init__": set(),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from .private import make_folder, open_private
+
 FILE = "audit.log"
 # What a request can make of a line is bounded; what is above is cut.
 MAX_SUBJECT_CHARS, MAX_SUBJECTS = 256, 32
@@ -22,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True):
     """One action. `time_s` is seconds since 1970, `prev` the SHA-256 of the line before, in hex.
 
     `actor` is the id of a key, `os:NAME` for whoever ran `bear keys`, or empty. `code` is a status name.
+    `count` is above 1 where a line stands for more calls than one: refused ones.
     """
 
     action: str
@@ -32,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     code: str = "OK"
     reason: str = ""
     duration_s: float = 0.0
+    count: int = 1
     time_s: float = 0.0
     prev: str = ""
 
@@ -49,9 +53,8 @@ def append(state_dir: Path, entry: Entry) -> None:
 
     Several processes may do so at the same time.
     """
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(state_dir / FILE, flags, 0o600)
+    make_folder(state_dir)
+    fd = open_private(state_dir / FILE, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{FILE} is no file")

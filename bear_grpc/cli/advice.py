@@ -9,7 +9,7 @@ from bear_grpc.errors import BearError
 _HINTS = {
     "MODEL_NOT_LOADED": "`bear load NAME` loads it",
     "MODEL_ALREADY_LOADED": "`bear unload NAME` unloads it",
-    "MODEL_IN_USE": "`bear unload NAME` unloads it",
+    "MODEL_IN_USE": "`bear unload NAME` unloads it, `bear pull --cancel NAME` ends its download",
     "MODEL_EXISTS": "`bear rm NAME` makes the name free",
     "MODEL_FILE_NOT_FOUND": "`bear pull NAME` downloads a model of the catalog or of the hub",
     "PATH_NOT_ALLOWED": "`bear serve --allow-path DIR` allows a folder",

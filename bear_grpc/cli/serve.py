@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bear_grpc.cli.settings import Assignments, ConfigFile, parse_assignments, report_problems
+from bear_grpc.hangups import Hangups
 from bear_grpc.types import SandboxMode
 
 
@@ -85,33 +86,34 @@ def serve(
     assignments: Assignments = None,
 ) -> None:
     """Run the server until it is told to stop. SIGHUP reloads the settings."""
-    # gRPC's own lines would stand beside ours; read when grpc is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from bear_grpc.config import ConfigError, Settings, find_file, read_settings
-    from bear_grpc.serving import serve as run_server
+    with Hangups() as hangups:  # first of all: the imports take a good part of a second
+        # gRPC's own lines would stand beside ours; read when grpc is imported.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from bear_grpc.config import ConfigError, Settings, find_file, read_settings
+        from bear_grpc.serving import serve as run_server
 
-    flags = {
-        "listen": listen or None,  # an option not given comes as an empty list
-        "tls.certificate": tls_cert,
-        "tls.key": tls_key,
-        "tls.client_ca": tls_client_ca,
-        "insecure_public": insecure_public or None,
-        "load": load or None,
-        "models_dir": models_dir,
-        "state_dir": state_dir,
-        "auth": auth.value if auth else None,
-        "allow_path": allow_path or None,
-        "prefix_sharing": prefix_sharing.value if prefix_sharing else None,
-        "step_target_ms": step_target_ms,
-        "sandbox": sandbox,
-    }
-    texts = parse_assignments(assignments)
+        flags = {
+            "listen": listen or None,  # an option not given comes as an empty list
+            "tls.certificate": tls_cert,
+            "tls.key": tls_key,
+            "tls.client_ca": tls_client_ca,
+            "insecure_public": insecure_public or None,
+            "load": load or None,
+            "models_dir": models_dir,
+            "state_dir": state_dir,
+            "auth": auth.value if auth else None,
+            "allow_path": allow_path or None,
+            "prefix_sharing": prefix_sharing.value if prefix_sharing else None,
+            "step_target_ms": step_target_ms,
+            "sandbox": sandbox,
+        }
+        texts = parse_assignments(assignments)
 
-    def read() -> Settings:
-        return read_settings(find_file(config), flags, texts=texts)
+        def read() -> Settings:
+            return read_settings(find_file(config), flags, texts=texts)
 
-    try:
-        settings = read()
-    except ConfigError as error:
-        raise report_problems(error) from None
-    raise typer.Exit(run_server(settings.config, reread=lambda: read().config))
+        try:
+            settings = read()
+        except ConfigError as error:
+            raise report_problems(error) from None
+        raise typer.Exit(run_server(settings.config, lambda: read().config, hangups))

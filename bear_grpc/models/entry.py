@@ -174,7 +174,7 @@ class ModelEntry:
     def check_file(self) -> None:
         """Raises ModelFileNotFound for a model that has not been downloaded."""
         if self.path is None:
-            raise ModelFileNotFound(f"{self.name} is not on this server: pull it first")
+            raise ModelFileNotFound.of(self.name, f"`bear pull {self.name}` fetches it")
 
     @property
     def has_chat_template(self) -> bool:

@@ -73,7 +73,7 @@ class Room:
                 return
             victim = self._longest_idle()
             if victim is None:
-                raise InsufficientMemory(need.needed_bytes, free_bytes)
+                raise InsufficientMemory(entry.name, need.needed_bytes, free_bytes)
             why = f"{entry.name} needs {need.needed_bytes} bytes, {free_bytes} are free"
             # It goes on when this load is given up.
             await asyncio.shield(self._evict(victim, why))

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 
 from ..executor.executor import ModelExecutor
 from ..executor.memory import memory_of
@@ -66,7 +67,7 @@ class LoadMeter:
         self._reading: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Ends everybody's `every`, those to come included."""
+        """Ends everybody's `every` and `ticks`, those to come included."""
         self._closed.set()
 
     async def read(self) -> ServerLoad:
@@ -81,8 +82,14 @@ class LoadMeter:
 
     async def every(self, interval_s: float) -> AsyncGenerator[ServerLoad, None]:
         """The load now and after each interval, until `close`."""
+        async with aclosing(self.ticks(interval_s)) as ticks:
+            async for _ in ticks:
+                yield await self.read()
+
+    async def ticks(self, interval_s: float) -> AsyncGenerator[None, None]:
+        """Now and after each interval, until `close`."""
         while not self._closed.is_set():
-            yield await self.read()
+            yield
             try:
                 async with asyncio.timeout(interval_s):
                     await self._closed.wait()

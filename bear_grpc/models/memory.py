@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import InsufficientMemory
 from ..load_plan import Situation, choose
 from ..protocol import DeviceInfo, DryRun
 from ..types import KvCacheType, LoadOptions
@@ -89,13 +88,6 @@ def plan(
     if not gpus or asked.gpu_layers is not None:
         return load.plan(asked.gpu_layers or 0)
     return load.plan_most_layers()
-
-
-def check(found: MemoryPlan) -> None:
-    """Raises InsufficientMemory, with the numbers of the device that lacks most."""
-    if not found.fits:
-        worst = max(found.devices, key=lambda need: need.lasting_bytes - need.free_bytes)
-        raise InsufficientMemory(worst.lasting_bytes, worst.free_bytes)
 
 
 def overhead_bytes(header: GgufHeader) -> int:

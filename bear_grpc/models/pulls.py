@@ -123,7 +123,7 @@ class PullManager:
         if download is None:
             is_listed = entry is not None and entry.is_listed
             if self._auto_pull == "never" or (self._auto_pull == "catalog" and not is_listed):
-                raise ModelFileNotFound(f"{name} is not on this server; `bear pull {name}` fetches it")
+                raise ModelFileNotFound.of(name, f"`bear pull {name}` fetches it")
             download = self.begin(name)
         assert download.task is not None
         await asyncio.shield(download.task)
@@ -161,10 +161,12 @@ class PullManager:
 
     async def remove(self, entry: ModelEntry) -> int:
         """Takes a downloaded model off the disk; bytes removed. Raises ModelInUse, ModelFileNotFound."""
-        if entry.is_in_use or entry.name in self._downloads:
+        if entry.is_in_use:
             raise ModelInUse(entry.name)
+        if entry.name in self._downloads:
+            raise ModelInUse(entry.name, "is being downloaded; cancel that first")
         if entry.path is None:
-            raise ModelFileNotFound(f"{entry.name} is not on this server: there is nothing to remove")
+            raise ModelFileNotFound.of(entry.name, "there is nothing to remove")
         manifest = await asyncio.to_thread(self._store.find, entry.name)
         # First from the shelf, so that no load begins while its files go.
         self._shelf.drop(entry.name)

@@ -75,6 +75,7 @@ class Access(grpc.aio.ServerInterceptor):
                 await abort(context, exc)
             except BearError as exc:
                 await abort(context, exc)
+            call.is_admitted = True
             if not key_id:
                 return await behaviour(request, context)
             try:
@@ -102,6 +103,7 @@ class Access(grpc.aio.ServerInterceptor):
             elif credential is not None or not call.caller.id:
                 problem = KeyMissing() if credential is None else KeyInvalid()
                 call.caller = nobody(call.caller)
+        call.is_known = problem is None
         if method in OPEN:
             self._check_health(call.caller, request, problem)
             return key_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -42,12 +43,17 @@ class Call:
     `on_delta` is called with the number of tokens of each piece of text; its `transcript` gets the input
     and the text. `on_tokens` is called with the tokens of the prompt, once, and of each piece. Of an audited
     method `subjects` are the models that the request names.
+
+    `is_known`: nothing was missing of who calls, and `is_admitted`: it was let in; neither is taken back when
+    the call is ended because its key has become invalid.
     """
 
     method: str
     metadata: dict[str, str | bytes] = dataclasses.field(default_factory=dict, repr=False)
     peer: str = ""
     caller: Caller = ANONYMOUS
+    is_known: bool = False
+    is_admitted: bool = False
     began_s: float = 0.0
     ended_s: float = 0.0
     code: str = ""
@@ -102,6 +108,15 @@ def may_know(model: str) -> bool:
     """Whether the caller of this task's call may know of the model."""
     call = _CALL.get(None)
     return call is None or call.caller.may_use(model)
+
+
+def id_of_request() -> str:
+    """The id of this task's request; of one that has none, made now for its line in the log."""
+    call = _CALL.get(None)
+    if call is None:
+        return uuid.uuid4().hex
+    call.request_id = call.request_id or uuid.uuid4().hex
+    return call.request_id
 
 
 def note_error(reason: str) -> None:

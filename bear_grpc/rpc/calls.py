@@ -59,6 +59,11 @@ class Calls(grpc.aio.ServerInterceptor):
                 # Nobody is there for the message or the status: gRPC would log a traceback of it.
                 call.code = "CANCELLED"
                 raise asyncio.CancelledError("the client is gone") from None
+            except Exception:
+                # gRPC answers UNKNOWN where no code is set, and tells the context nothing of it.
+                if code_of(context) == "OK":
+                    call.code = "UNKNOWN"
+                raise
             finally:
                 call.code = call.code or code_of(context)
                 call.ended_s = time.monotonic()

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from .. import errors
-from .call import may_know, note_error
+from .call import id_of_request, may_know, note_error
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +150,28 @@ def _discreet(error: errors.BearError) -> errors.BearError:
     return errors.ModelNotFound(error.metadata["model"], [name for name in near if may_know(name)])
 
 
+def _unexpected(what: str) -> errors.BackendError:
+    """Logs the exception that is being handled under the request's id; gives the error that tells the id."""
+    request_id = id_of_request()
+    log.exception("%s, request %s", what, request_id)
+    return errors.BackendError(
+        f"internal error; the server's log has the cause, under request {request_id}",
+        metadata={"request_id": request_id},
+    )
+
+
 async def abort(context: Any, error: errors.BearError) -> NoReturn:
     """Ends the call with the error's status."""
     note_error(error.reason)
     # On grpc.aio's context, though its abstract base does not name it.
     await context.abort_with_status(to_status(error))
     raise AssertionError("abort_with_status returned")
+
+
+async def abort_not_found(context: Any) -> NoReturn:
+    """Ends a call as a protocol that is not ours wants it, without a reason."""
+    await context.abort(Code.NOT_FOUND)
+    raise AssertionError("abort returned")
 
 
 def code_of(context: Any) -> str:
@@ -176,8 +192,8 @@ def answer(method: Callable[..., Awaitable[T]]) -> Any:
 
     The result has no type: the generated bases know no coroutine that writes.
 
-    Our errors become their status; what is unexpected becomes INTERNAL without
-    its text; cancellation by gRPC goes on as it came.
+    Our errors become their status; what is unexpected becomes INTERNAL with the
+    request's id in place of its text; cancellation by gRPC goes on as it came.
     """
 
     @functools.wraps(method)
@@ -186,20 +202,17 @@ def answer(method: Callable[..., Awaitable[T]]) -> Any:
             return await method(self, request, context)
         except errors.BearError as exc:
             if type(exc) not in CODES:
-                log.error("%s has no status: %s", type(exc).__name__, exc)
-                exc = errors.BackendError("internal error")
+                exc = _unexpected(f"{type(exc).__name__} has no status")
             await abort(context, _discreet(exc))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the client left, its deadline passed, or the server stops
             # A cancellation of our own would end the call without any status.
-            log.exception("%s was cancelled from inside", method.__name__)
-            await abort(context, errors.BackendError("internal error"))
+            await abort(context, _unexpected(f"{method.__name__} was cancelled from inside"))
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             raise  # the status is set, or the peer is gone
         except Exception:
-            log.exception("%s failed", method.__name__)
-            await abort(context, errors.BackendError("internal error"))
+            await abort(context, _unexpected(f"{method.__name__} failed"))
 
     return call

@@ -50,7 +50,7 @@ class UsageObserver:
 
     def end(self, call: Call) -> None:
         """Counts it, on the day of its end."""
-        if not call.method.startswith(_COUNTED) or call.code == "UNAUTHENTICATED":
+        if not call.method.startswith(_COUNTED) or not call.is_known:
             return
         model = call.model if call.ready_s else ""
         used = Totals(
@@ -63,8 +63,7 @@ class UsageObserver:
         with self._lock:
             self._add(Group(day_of(self._wall()), call.caller.id, model), used)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._follow, name="usage", daemon=True)
-            self._thread.start()
+            self._thread = self._started()
         self._has_more.set()
 
     def tokens_today(self) -> dict[str, int]:
@@ -79,11 +78,11 @@ class UsageObserver:
         """Writes what has been counted; blocks. False if it waits for the next time. One thread at a time."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
-        today = day_of(self._wall())
-        oldest = day_of(self._wall(), self._keep_days - 1) if today != self._pruned else ""
+        now_s = self._wall()
+        today = day_of(now_s)
         try:
             if taken:
-                self._store.add(taken, oldest)
+                self._store.add(taken, now_s if today != self._pruned else None, self._keep_days)
         except Exception as exc:
             with self._lock:
                 for group, totals in taken.items():
@@ -94,6 +93,7 @@ class UsageObserver:
             return False
         if self._problem:
             log.info("usage is written again")
+        self._is_losing = False
         self._problem, self._pruned = "", today if taken else self._pruned
         return True
 
@@ -101,15 +101,16 @@ class UsageObserver:
         """Returns when all is written, or cannot be within CLOSE_S; blocks. For after the last call."""
         self._closing.set()
         self._has_more.set()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(CLOSE_S)
-            if thread.is_alive():
-                log.error("usage of the last calls is lost: the disk does not answer")
-                return
-        if not self.flush():
-            log.error("usage of the last calls is lost")
-        self._store.close()
+        thread = self._thread or self._started()
+        self._thread = None
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            log.error("usage of the last calls is lost: the disk does not answer")
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._follow, name="usage", daemon=True)
+        thread.start()
+        return thread
 
     def _follow(self) -> None:
         while not self._closing.is_set():
@@ -118,6 +119,9 @@ class UsageObserver:
             self._has_more.clear()
             if not self.flush():
                 self._has_more.set()
+        if not self.flush():
+            log.error("usage of the last calls is lost")
+        self._store.close()
 
     def _add(self, group: Group, totals: Totals) -> None:
         """With the lock."""

@@ -204,7 +204,7 @@ class Pull:
     def _check_disk(self, missing_bytes: int, margin_bytes: int) -> None:
         free = self._free(self._blobs.folder)
         if free < missing_bytes + margin_bytes:
-            raise DiskFull(missing_bytes + margin_bytes, free)
+            raise DiskFull(self._resolved.name, missing_bytes + margin_bytes, free)
 
     @contextmanager
     def _disk_full_as_error(self) -> Iterator[None]:
@@ -215,7 +215,7 @@ class Pull:
                 raise
             present = self._present_bytes(self._files)
             needed = sum(file.size_bytes for file in self._files) - present + MARGIN_BYTES
-            raise DiskFull(needed, self._free(self._blobs.folder)) from exc
+            raise DiskFull(self._resolved.name, needed, self._free(self._blobs.folder)) from exc
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

@@ -97,7 +97,7 @@ class CallMetrics:
         if usage.prompt_tokens:
             self._tokens.add(model, "prompt", by=usage.prompt_tokens)
             self._tokens.add(model, "cached", by=usage.cached_tokens)
-            self._tokens.add(model, "completion", by=usage.completion_tokens)
+            self._tokens.add(model, "completion", by=call.drawn_tokens)
         if error or timings is None:
             return
         self._usage.of(*labels, "input").observe(usage.prompt_tokens)

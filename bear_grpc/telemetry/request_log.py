@@ -57,7 +57,7 @@ def fields_of(call: Call) -> dict[str, Any]:
     if call.usage.prompt_tokens:
         fields["prompt_tokens"] = call.usage.prompt_tokens
         fields["cached_tokens"] = call.usage.cached_tokens
-        fields["completion_tokens"] = call.usage.completion_tokens
+        fields["completion_tokens"] = call.drawn_tokens
     if call.timings is not None:
         fields["queue_s"] = round(call.timings.queue_s, 6)
         fields["ttft_s"] = round(call.timings.ttft_s, 6)

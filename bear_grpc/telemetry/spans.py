@@ -102,7 +102,7 @@ def attributes_of(call: Call) -> Attributes:
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.usage.input_tokens": call.usage.prompt_tokens,
         "gen_ai.usage.cache_read.input_tokens": call.usage.cached_tokens,
-        "gen_ai.usage.output_tokens": call.usage.completion_tokens,
+        "gen_ai.usage.output_tokens": call.drawn_tokens,
     }
     if call.request_id:
         found["gen_ai.response.id"] = call.request_id
@@ -157,7 +157,7 @@ def phases_of(call: Call) -> list[Phase]:
             first_s + times.decode_s,
             named
             | {
-                "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "gen_ai.usage.output_tokens": call.drawn_tokens,
                 "bear_grpc.sampling.duration": times.sampling_s,
                 "bear_grpc.preemption.count": times.preemptions,
             },

@@ -78,9 +78,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED, with RetryInfo. Too many requests wait for the model."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 20
     """RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
-    up what it may; metadata: `subject` (the id of its key), `quota`
-    (`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
-    `tokens_per_day`), `limit`.
+    up what it may; metadata: `subject` (the id of its key; its host for
+    streams that need no key), `quota` (`requests_per_minute`,
+    `tokens_per_minute`, `concurrent_streams`, `tokens_per_day`), `limit`.
     """
     ERROR_REASON_SLOW_CONSUMER: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED. The client reads its stream too slowly."""
@@ -209,9 +209,9 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED, with RetryInfo. Too many requests wait for the model."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
-up what it may; metadata: `subject` (the id of its key), `quota`
-(`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
-`tokens_per_day`), `limit`.
+up what it may; metadata: `subject` (the id of its key; its host for
+streams that need no key), `quota` (`requests_per_minute`,
+`tokens_per_minute`, `concurrent_streams`, `tokens_per_day`), `limit`.
 """
 ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED. The client reads its stream too slowly."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ended(
-    key: str = "one", model: str = "tiny", code: str = "OK", method: str = "Generate", **told: int
+    key: str = "one",
+    model: str = "tiny",
+    code: str = "OK",
+    method: str = "Generate",
+    is_known: bool = True,
+    **told: int,
 ) -> Call:
     return Call(
         f"/bear_grpc.v1.InferenceService/{method}",
@@ -37,6 +43,7 @@ def ended(
         model=model,
         ready_s=0.0 if code == "NOT_FOUND" else 1.0,
         usage=Usage(10, 4, 7),
+        is_known=is_known,
         **told,  # type: ignore[arg-type]
     )
 
@@ -89,7 +96,8 @@ def test_calls_are_counted_by_what_became_of_them(folder: Path) -> None:
     observer.end(ended(code="CANCELLED", told_tokens=9))  # one of its answers had not ended
     observer.end(ended(code="UNAVAILABLE"))
     observer.end(ended(model="made up", code="NOT_FOUND"))
-    observer.end(ended(key="", code="UNAUTHENTICATED"))
+    for code in ("UNAUTHENTICATED", "CANCELLED"):  # the second: it did not wait for the answer
+        observer.end(ended(key="", code=code, is_known=False))
     observer.end(ended(key=""))
     elsewhere = ended()
     elsewhere.method = "/bear_grpc.v1.ModelService/LoadModel"
@@ -113,12 +121,50 @@ def test_old_days_are_forgotten(folder: Path) -> None:
     assert [group.day for group in kept(folder)] == ["2026-12-01", "2026-12-02"]
 
 
+def test_clock_that_jumps_ahead_forgets_nothing(folder: Path) -> None:
+    clock = FakeClock(NOON)
+    observer = counting(folder, clock, days=2)
+    for _ in range(2):
+        observer.end(ended())
+        observer.flush()
+        clock.advance(DAY_S)
+    clock.now = NOON + 36_500 * DAY_S
+    for each in (observer, counting(folder, clock, days=2)):  # a restart meanwhile, too
+        each.end(ended())
+        each.flush()
+    assert [group.day for group in kept(folder)] == ["2026-11-29", "2026-11-30", day_of(clock.now)]
+    clock.now = NOON + 2 * DAY_S
+    observer.end(ended())
+    observer.flush()
+    assert [group.day for group in kept(folder)] == ["2026-11-30", "2026-12-01", "2126-11-05"]
+
+
 def test_its_own_thread_writes_and_what_is_left_is_written_at_the_end(folder: Path) -> None:
     observer = UsageObserver(folder, 400, FakeClock(NOON))
     observer.end(ended())
     observer.end(ended())
     observer.close()
     assert kept(folder) == {Group(DAY, "one", "tiny"): Totals(2, 20, 8, 14)}
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_disk_that_hangs_holds_up_no_stop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, calls: int
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(module, "CLOSE_S", 0.05)
+    for name in ("add", "close"):
+        monkeypatch.setattr(UsageStore, name, lambda *_: answers.wait())
+    observer = UsageObserver(folder, 400, FakeClock(NOON))
+    for _ in range(calls):
+        observer.end(ended())
+    closing = threading.Thread(target=observer.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    has_ended = not closing.is_alive()
+    answers.set()
+    assert has_ended
+    assert "does not answer" in caplog.text
 
 
 def test_full_disk_is_told_once_and_nothing_is_lost(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,6 +208,24 @@ def test_waiting_sums_are_bounded(
     assert len(caplog.records) == 1
     observer.flush()
     assert {group.key_id: totals.requests for group, totals in kept(folder).items()} == {"a": 2, "b": 1}
+
+
+def test_every_loss_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    folder.mkdir()
+    observer = counting(folder)
+    for _ in range(2):
+        (folder / FILE).unlink(missing_ok=True)
+        (folder / FILE).mkdir()
+        for key in "abc":
+            observer.end(ended(key))
+            assert not observer.flush()
+        (folder / FILE).rmdir()
+        assert observer.flush()
+    told = [record.message for record in caplog.records if "for want of room" in record.message]
+    assert len(told) == 2
 
 
 def test_file_that_is_no_database_is_told_and_quotas_begin_anew(

@@ -65,10 +65,11 @@ def shown(error: errors.BearError, capsys: pytest.CaptureFixture[str]) -> tuple[
 def test_what_is_needed_and_free_are_both_told(
     kind: type[errors.DiskFull], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line, hint = shown(kind(needed_bytes=4 << 30, free_bytes=1 << 30), capsys)
-    assert "needs 4096 MiB" in line
+    line, hint = shown(kind("tiny", needed_bytes=4 << 30, free_bytes=1 << 30), capsys)
+    assert "'tiny' needs 4096 MiB" in line
     assert "1024 MiB are free" in line
     assert hint.startswith("hint: 3.0 GiB more are needed; `bear ")
+    assert " tiny`" in hint
 
 
 @pytest.mark.parametrize("needed", ["", "many", "-1", "5"])
@@ -89,7 +90,7 @@ def test_nearest_names_are_told_once(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_advice_names_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     _, hint = shown(errors.ModelInUse("tiny"), capsys)
-    assert hint == "hint: `bear unload tiny` unloads it"
+    assert hint == "hint: `bear unload tiny` unloads it, `bear pull --cancel tiny` ends its download"
 
 
 def test_a_retry_time_is_advice(bear: Bear, server: FakeServer) -> None:

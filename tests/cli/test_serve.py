@@ -23,7 +23,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     """The configurations that would be served, here by a server that ends at once with 3."""
     configs: list[ServerConfig] = []
 
-    def serve(config: ServerConfig, reread: object) -> int:
+    def serve(config: ServerConfig, reread: object, hangups: object) -> int:
         configs.append(config)
         return 3
 

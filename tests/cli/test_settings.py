@@ -82,7 +82,7 @@ def test_serve_takes_assignments_and_reads_them_again(
 ) -> None:
     configs: list[ServerConfig] = []
 
-    def serve(config: ServerConfig, reread: object) -> int:
+    def serve(config: ServerConfig, reread: object, hangups: object) -> int:
         configs.append(config)
         file.write_text("offline = false\nmax_pulls = 7\n")
         configs.append(reread())  # type: ignore[operator]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -262,6 +264,15 @@ class Api:
         found = await eventually(quiet)
         assert found is not None
         return found
+
+
+async def stopped_load(api: Api, name: str, **options: Any) -> tuple[Any, int]:
+    """A load whose worker is held still before it is ready: the call, and the worker's id."""
+    call = api.load(name, **options)
+    pid = await api.loading(name)
+    os.kill(pid, signal.SIGSTOP)
+    assert await api.state(name) == "LOADING"
+    return call, pid
 
 
 @asynccontextmanager

@@ -8,13 +8,18 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from bear_grpc.v1 import server_service_pb2 as server_pb
 from bear_grpc.v1 import types_pb2 as pb
 from tests.helpers.processes import BEAR, RunningServer
 from tests.helpers.rpc import WAIT_S, collect, eventually, kinds, read_until
 
+ROOT = str(Path(__file__).parents[2])
 FILE = "max_waiting_requests = {count}\nlog_level = {level}\n{more}\n"
 
 
@@ -65,44 +70,82 @@ async def test_a_hangup_takes_over_what_can_be_and_breaks_no_stream(
         assert await server.ended() == 0
 
 
-async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
-    """Whoever closes the window of `make serve` leaves nothing behind."""
-    main, side = pty.openpty()
-    target = f"unix:{tmp_path}/bear.sock"
-    # The session's leader gets the terminal by opening it.
-    start = (
-        "import os, signal, sys; os.setsid(); os.open(os.ttyname(0), os.O_RDWR); "
-        # Who runs the tests may have ignored it, as nohup does.
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    process = await asyncio.to_thread(
-        subprocess.Popen,
-        [
-            sys.executable,
-            "-c",
-            start,
-            *BEAR,
-            "serve",
-            "--listen",
-            target,
-            "--models-dir",
-            str(tmp_path / "m"),
-        ],
-        stdin=side,
-        stdout=side,
-        stderr=side,
-    )
-    os.close(side)
-    try:
+def hung_up(moment: str) -> tuple[str, ...]:
+    """A server that this is a wrapper of gets a SIGHUP at this moment; see the module."""
+    return (sys.executable, "-m", "tests.helpers.hangups", moment)
+
+
+@pytest.mark.parametrize("moment", ["imports", "models"])
+async def test_a_hangup_during_the_start_reloads_after_it(tmp_path: Path, moment: str) -> None:
+    """It ended the process, or the start when what it had read was read a second time."""
+    wrapper, environ = hung_up(moment), {"PYTHONPATH": ROOT}
+    async with RunningServer(tmp_path, wrapper=wrapper, environ=environ) as server:
+        await server.ready()
+        await logged(server, "reloaded: nothing has changed")
+        server.terminate()
+        assert await server.ended() == 0
+        assert server.errors() == []
+
+
+class Terminal:
+    """A process with a terminal of its own, which can be closed."""
+
+    def __init__(self, *command: str) -> None:
+        self._main, side = pty.openpty()
+        # The session's leader gets the terminal by opening it.
+        start = (
+            "import os, signal, sys; os.setsid(); os.open(os.ttyname(0), os.O_RDWR); "
+            # Who runs the tests may have ignored it, as nohup does.
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", start, *command],
+            env={**os.environ, "PYTHONPATH": ROOT},
+            stdin=side,
+            stdout=side,
+            stderr=side,
+        )
+        os.close(side)
+
+    async def shows(self, part: bytes) -> None:
+        """Waits until this has been written to it."""
         seen = b""
         async with asyncio.timeout(WAIT_S):
-            while b"serves on" not in seen:
-                seen += await asyncio.to_thread(os.read, main, 4096)
-        os.close(main)
-        main = -1
-        assert await asyncio.to_thread(process.wait, WAIT_S) == 0
+            while part not in seen:
+                seen += await asyncio.to_thread(os.read, self._main, 4096)
+
+    def close(self) -> None:
+        if self._main >= 0:
+            os.close(self._main)
+        self._main = -1
+
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.process.wait, WAIT_S / 2)
+
+
+@asynccontextmanager
+async def terminal(folder: Path, wrapper: Sequence[str] = ()) -> AsyncIterator[Terminal]:
+    """A server that was started from one."""
+    given = ("--listen", f"unix:{folder}/bear.sock", "--models-dir", f"{folder}/m")
+    started = await asyncio.to_thread(Terminal, *wrapper, *BEAR, "serve", *given)
+    try:
+        yield started
     finally:
-        if main >= 0:
-            os.close(main)
-        process.kill()
-        process.wait()
+        started.close()
+        started.process.kill()
+        started.process.wait()
+
+
+async def test_a_closed_terminal_ends_the_server(tmp_path: Path) -> None:
+    """Whoever closes the window of `make serve` leaves nothing behind."""
+    async with terminal(tmp_path) as window:
+        await window.shows(b"serves on")
+        window.close()
+        assert await window.ended() == 0
+
+
+async def test_a_terminal_that_is_closed_during_the_start_ends_it(tmp_path: Path) -> None:
+    async with terminal(tmp_path, hung_up("closed")) as window:
+        await window.shows(b"imports")
+        window.close()
+        assert await window.ended() == -signal.SIGHUP

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,23 @@ def faulty() -> Iterator[Spawner]:
         yield thread
         thread.close()
         thread.join()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Spawner]]:
+    """Makes spawners of other workers; they find this repository's tests."""
+    made: list[Spawner] = []
+
+    def new(*args: object, **given: object) -> Spawner:
+        made.append(Spawner(*args, **given))  # type: ignore[arg-type]
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        yield new
+        for spawner in made:
+            spawner.close()
+            spawner.join()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -14,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from bear_grpc.executor.spawner import Spawner
 from bear_grpc.rpc.call import Call
+from bear_grpc.rpc.calls import Calls
 from bear_grpc.types import FinishReason
 from tests.helpers.rpc import Api, Code, collect, eventually, fails, read_until, serving
 
@@ -131,6 +133,32 @@ async def test_health_and_reflection_are_calls_too(watched: Api, seen: Seen) -> 
     answers = [answer async for answer in stub.ServerReflectionInfo(iter([request]))]
     assert answers[0].list_services_response.service
     assert (await seen.last("ServerReflectionInfo")).code == "OK"
+
+
+@pytest.mark.parametrize(("told", "code"), [(None, Code.UNKNOWN), (Code.NOT_FOUND, Code.NOT_FOUND)])
+async def test_failure_that_no_servicer_maps_is_told_as_its_client_sees_it(
+    told: grpc.StatusCode | None, code: grpc.StatusCode
+) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        if told is not None:
+            context.set_code(told)
+        raise ValueError("of an interceptor, or of a servicer that is not ours")
+
+    seen, calls = Seen(), Calls()
+    calls.add(seen)
+    server = grpc.aio.server(interceptors=[calls])
+    handlers = {"Fail": grpc.unary_unary_rpc_method_handler(fail)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/a.B/Fail")(b"")
+        assert caught.value.code() is code
+        assert (await seen.last("Fail")).code == code.name
+    finally:
+        await server.stop(0)
 
 
 async def test_method_that_does_not_exist_is_unimplemented(watched: Api) -> None:

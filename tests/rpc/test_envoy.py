@@ -19,6 +19,8 @@ from bear_grpc.cli import app
 from bear_grpc.executor.spawner import Spawner
 from bear_grpc.v1 import inference_service_pb2 as inference_pb
 from bear_grpc.v1 import inference_service_pb2_grpc as inference_grpc
+from bear_grpc.v1 import server_service_pb2 as server_pb
+from bear_grpc.v1 import server_service_pb2_grpc as server_grpc
 from tests.helpers.envoy import ENVOY, here, running, shipped
 from tests.helpers.rpc import ask, collect, eventually, serving, text_of
 
@@ -178,6 +180,29 @@ async def test_grpc_passes_as_it_is(url: str) -> None:
 async def test_service_of_one_server_is_not_reached_through_all(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/bear_grpc.v1.ServerService/Drain", json={})
     assert answer.status_code == 404
+
+
+async def test_header_opens_no_service_of_one_server(http: httpx2.AsyncClient, url: str) -> None:
+    """Its route took every service of ours, so that whoever sent the header drained a server that others use.
+
+    The server answers GetLoad with OK: 404, and UNIMPLEMENTED to gRPC, are Envoy's, which has no route.
+    """
+    headers = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", "x-bear-model": "large"}
+    path = "/bear_grpc.v1.ServerService/GetLoad"
+    answer = await http.post(path, content=struct.pack(">BI", 0, 0), headers=headers)
+    assert (answer.status_code, answer.content) == (404, b"")
+    async with grpc.aio.insecure_channel(url.removeprefix("http://")) as channel:
+        about = server_grpc.ServerServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await about.GetLoad(server_pb.GetLoadRequest(), metadata=[("x-bear-model", "large")])
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_header_leads_to_the_models_of_its_server(http: httpx2.AsyncClient) -> None:
+    path = "/bear_grpc.v1.ModelService/GetModelStatus"
+    routed = await http.post(path, json={"name": "large"}, headers={"x-bear-model": "large"})
+    assert routed.json()["status"]["state"] == "MODEL_STATE_READY"
+    assert (await http.post(path, json={"name": "large"})).status_code == 404
 
 
 def test_descriptors_hold_what_the_transcoder_is_told_to_serve(tmp_path: Path) -> None:

@@ -27,18 +27,10 @@ from tests.helpers.rpc import (
     kinds,
     read_until,
     serving,
+    stopped_load,
     stream_fails,
 )
 from tests.rpc.conftest import NewModel
-
-
-async def stopped_load(api: Api, name: str, **options: Any) -> tuple[Any, int]:
-    """A load whose worker is held still before it is ready: the call, and the worker's id."""
-    call = api.load(name, **options)
-    pid = await api.loading(name)
-    os.kill(pid, signal.SIGSTOP)
-    assert await api.state(name) == "LOADING"
-    return call, pid
 
 
 async def ready(api: Api, name: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import grpc.aio
 import pytest
 
 from bear_grpc.executor.spawner import Spawner
+from bear_grpc.rpc import orca
 from bear_grpc.rpc.call import Call
+from bear_grpc.rpc.orca import FRESH_S
 from bear_grpc.rpc.orca_messages import METHOD, SERVICE, OrcaLoadReport, OrcaLoadReportRequest
 from bear_grpc.v1 import model_service_pb2 as models_pb
 from bear_grpc.v1 import model_service_pb2_grpc as models_grpc
@@ -123,26 +126,59 @@ async def test_watched_load_follows_and_ends_with_the_server(busy_server: Any) -
     await stopping
 
 
-async def test_nothing_is_read_while_nobody_watches(busy_server: Any, monkeypatch: Any) -> None:
-    server, api = busy_server
-    reads = 0
+async def test_balancers_streams_share_one_report(tmp_path: Path, spawner: Spawner, monkeypatch: Any) -> None:
+    async with serving(tmp_path, spawner) as (server, api):
+        reads = count_reads(server, monkeypatch)
+        streams = [reports(api) for _ in range(20)]
+        began_s = time.monotonic()
+        for _ in range(2):
+            await asyncio.gather(*(stream.read() for stream in streams))
+        assert len(reads) <= 1 + (time.monotonic() - began_s) / FRESH_S
+
+
+async def test_balancers_streams_are_bounded(tmp_path: Path, spawner: Spawner, monkeypatch: Any) -> None:
+    monkeypatch.setattr(orca, "MAX_STREAMS", 2)
+    async with serving(tmp_path, spawner) as (_, api):
+        streams = [reports(api) for _ in range(2)]
+        for stream in streams:
+            await stream.read()
+        await fails(reports(api).read(), Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+        streams[0].cancel()
+
+        async def is_free() -> bool:
+            try:
+                return bool(await reports(api).read())
+            except grpc.aio.AioRpcError:
+                return False
+
+        await eventually(is_free)
+
+
+def count_reads(server: Any, monkeypatch: Any) -> list[float]:
+    """When the load has been read, from now on."""
+    reads: list[float] = []
     original = server.load.read
 
     async def counted() -> Any:
-        nonlocal reads
-        reads += 1
+        reads.append(time.monotonic())
         return await original()
 
     monkeypatch.setattr(server.load, "read", counted)
+    return reads
+
+
+async def test_nothing_is_read_while_nobody_watches(busy_server: Any, monkeypatch: Any) -> None:
+    server, api = busy_server
+    reads = count_reads(server, monkeypatch)
     watching = watch(api)
     await watching.read()
     await watching.read()
     watching.cancel()
 
     async def quiet() -> bool:
-        before = reads
+        before = len(reads)
         await asyncio.sleep(0.3)  # three intervals
-        return reads == before
+        return len(reads) == before
 
     await eventually(quiet)
 

@@ -133,7 +133,9 @@ async def test_running_stream_is_in_flight_and_running_and_then_cancelled(
         told = value(found, "gen_ai_server_request_duration_seconds_count", error_type="CANCELLED")
         return told == 1 and value(found, "bear_rpc_in_flight", method=GENERATE) == 0
 
+    drawn = value(page, "bear_tokens_total", kind="completion")
     await eventually(cancelled)
+    assert value(await scrape(server), "bear_tokens_total", kind="completion") > drawn
 
 
 async def test_loaded_model_is_told_with_engine_and_memory(measured: tuple[Server, Api]) -> None:

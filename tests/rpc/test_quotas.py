@@ -254,6 +254,29 @@ async def test_cancelled_answers_are_counted_as_far_as_they_came(limited: Limite
         assert totals.prompt_tokens > 0
 
 
+async def test_answers_that_end_with_their_key_are_counted_too(limited: Limited) -> None:
+    """They have the code of calls that were never let in, which are not counted."""
+    async with limited.caller() as api:
+        stream = api.generate("tiny", **LONG)
+        await read_until(stream, "delta", 20)
+        with KeyStore(limited.folder / "state") as store:
+            assert store.revoke(limited.last_id)
+        assert limited.server.keys is not None
+        await limited.server.keys.refresh()
+        await stream_fails(stream, Code.UNAUTHENTICATED, "KEY_INVALID")
+        await fails(count(api), Code.UNAUTHENTICATED, "KEY_INVALID")
+
+        async def counted() -> Totals | None:
+            with UsageStore(limited.folder / "state") as record:
+                found = record.read(key_id=limited.last_id)
+            return next(iter(found.values()), None)
+
+        totals = await eventually(counted)
+        assert totals is not None
+        assert (totals.requests, totals.errors) == (1, 1)
+        assert totals.completion_tokens >= 20 and totals.prompt_tokens > 0
+
+
 async def test_anonymous_calls_are_counted_together(
     tmp_path: Path, spawner: Spawner, tiny_file: Path
 ) -> None:

@@ -103,7 +103,8 @@ async def test_prompts_and_answers_are_in_no_line_however_a_call_ends(logged: Ap
     stream = logged.generate("tiny", SECRET, max_tokens=1900, ignore_eos=True)
     await read_until(stream, "delta")
     stream.cancel()
-    await records.line("Generate", "CANCELLED")
+    cut = await records.line("Generate", "CANCELLED")
+    assert cut["completion_tokens"] > 0  # what was drawn until then
     with pytest.raises(grpc.aio.AioRpcError):
         await logged.once("tiny", SECRET * 1000, max_tokens=2)
     with pytest.raises(grpc.aio.AioRpcError):

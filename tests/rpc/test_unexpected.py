@@ -87,6 +87,17 @@ async def test_an_unexpected_error_is_internal_without_its_text(broken: Api) -> 
     assert "secret" not in repr(status)
 
 
+async def test_the_id_that_a_client_is_told_leads_to_the_traceback(
+    broken: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = await fails(broken.status("model"), Code.INTERNAL, "INTERNAL")
+    request_id = status.metadata["request_id"]
+    assert request_id in status.message
+    (record,) = [record for record in caplog.records if request_id in record.getMessage()]
+    assert record.exc_info is not None
+    assert SECRET in str(record.exc_info[1])
+
+
 async def test_a_cancellation_from_inside_is_internal_and_no_hang(cancelling: Api) -> None:
     await fails(cancelling.once("model"), Code.INTERNAL, "INTERNAL")
     await stream_fails(cancelling.inference.Generate(ask("model")), Code.INTERNAL, "INTERNAL")

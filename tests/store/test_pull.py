@@ -226,7 +226,11 @@ def test_disk_without_room_is_told_before_the_first_byte(puller, stand_in):
     puller.free = lambda folder: free
     with pytest.raises(DiskFull) as caught:
         puller.pull()
-    assert caught.value.metadata == {"needed_bytes": str(free + 1), "free_bytes": str(free)}
+    assert caught.value.metadata == {
+        "model": NAME,
+        "needed_bytes": str(free + 1),
+        "free_bytes": str(free),
+    }
     assert stand_in.asked("storage") == []
     puller.free = lambda folder: free + 1
     assert puller.data() == DATA

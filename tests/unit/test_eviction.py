@@ -52,7 +52,7 @@ async def test_neither_busy_nor_pinned_nor_waited_for_models_make_room(tmp_path,
     async with world.request("b"):
         with pytest.raises(InsufficientMemory) as caught:
             await world.manager.load("c")
-        assert caught.value.metadata == {"needed_bytes": "1", "free_bytes": "0"}
+        assert caught.value.metadata == {"model": "c", "needed_bytes": "1", "free_bytes": "0"}
     assert [entries[name].state for name in "ab"] == [READY, READY]
     await world.load("c", memory=1)  # no pause after it
     assert [entries[name].state for name in "abc"] == [READY, AVAILABLE, READY]

@@ -212,7 +212,7 @@ async def test_what_time_does_not_mend_begins_no_pause(world, error):
 async def test_a_model_without_a_file_is_refused_where_nothing_can_fetch_it(world):
     world.shelf.announce("owner/repo:Q4", SOURCE)
     for call in (world.manager.load("owner/repo:Q4"), use(world, "owner/repo:Q4")):
-        with pytest.raises(ModelFileNotFound, match="pull it first"):
+        with pytest.raises(ModelFileNotFound, match="`bear pull owner/repo:Q4` fetches it"):
             await call
     with pytest.raises(ModelNotFound):
         await use(world, "owner/other:Q4")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bear_grpc.errors import InsufficientMemory, InvalidField, ModelFileInvalid
+from bear_grpc.errors import InvalidField, ModelFileInvalid
 from bear_grpc.models.gguf_types import MetadataValue
-from bear_grpc.models.memory import GPU_CONTEXT_BYTES, DeviceNeed, MemoryPlan, check
+from bear_grpc.models.memory import GPU_CONTEXT_BYTES, DeviceNeed
 from bear_grpc.models.sizes import ModelSizes
 from bear_grpc.protocol import DeviceInfo, DeviceUse, DryRun
 from bear_grpc.types import LoadOptions
@@ -122,17 +122,6 @@ def need(device: str, weights: int, free: int, reclaimable: int = 0) -> DeviceNe
 def test_pages_that_can_be_taken_back_need_not_fit():
     assert need("CPU", 100, 60, reclaimable=40).lasting_bytes == 60
     assert planned(None, OPTIONS, DeviceInfo("CPU", "", "cpu", 10**6, 10**6)).fits is False
-
-
-def test_check_tells_the_numbers_of_the_device_that_lacks_most():
-    lacking = MemoryPlan((need("CPU", 100, 90), need("CUDA0", 300, 200)), LoadOptions(), False)
-    with pytest.raises(InsufficientMemory) as caught:
-        check(lacking)
-    assert (caught.value.metadata["needed_bytes"], caught.value.metadata["free_bytes"]) == ("300", "200")
-
-
-def test_check_passes_what_fits():
-    check(planned())
 
 
 # ---- headers that are not honest --------------------------------------------------------------------

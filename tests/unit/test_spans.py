@@ -11,7 +11,7 @@ from opentelemetry.trace import StatusCode
 from bear_grpc.access.caller import Caller
 from bear_grpc.rpc.call import Call
 from bear_grpc.telemetry.spans import SpanWriter, attributes_of, phases_of
-from bear_grpc.types import Timings
+from bear_grpc.types import Timings, Usage
 
 GENERATE = "/bear_grpc.v1.InferenceService/Generate"
 TIMES = Timings(queue_s=1.0, prefill_s=2.0, decode_s=4.0, total_s=7.0, ttft_s=3.5, preemptions=2)
@@ -54,6 +54,12 @@ def test_call_that_was_cut_off_tells_what_it_waited_for(
 def test_preemptions_are_told_with_the_decode() -> None:
     decode = phases_of(call(ready_s=100.0, timings=TIMES))[-1]
     assert decode.attributes["bear_grpc.preemption.count"] == 2
+
+
+def test_call_that_was_cut_off_tells_what_it_had_drawn() -> None:
+    cut = call(code="CANCELLED", ready_s=100.0, usage=Usage(7, 3, 0), told_tokens=5)
+    told = attributes_of(cut)
+    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (7, 5)
 
 
 def test_identity_of_a_caller_is_told_and_its_address_without_a_port() -> None:

@@ -77,9 +77,9 @@ export enum ErrorReason {
   ERROR_REASON_QUEUE_FULL = 19,
   /**
    * ERROR_REASON_QUOTA_EXCEEDED - RESOURCE_EXHAUSTED, with RetryInfo and QuotaFailure. The caller has used
-   * up what it may; metadata: `subject` (the id of its key), `quota`
-   * (`requests_per_minute`, `tokens_per_minute`, `concurrent_streams`,
-   * `tokens_per_day`), `limit`.
+   * up what it may; metadata: `subject` (the id of its key; its host for
+   * streams that need no key), `quota` (`requests_per_minute`,
+   * `tokens_per_minute`, `concurrent_streams`, `tokens_per_day`), `limit`.
    */
   ERROR_REASON_QUOTA_EXCEEDED = 20,
   /** ERROR_REASON_SLOW_CONSUMER - RESOURCE_EXHAUSTED. The client reads its stream too slowly. */
