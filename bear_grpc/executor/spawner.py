@@ -25,8 +25,9 @@ _ENVIRONMENT = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start gdb when it aborts
     "PYTHONFAULTHANDLER": "1",
 }
-# Beginnings of names: of this server's settings, and of those that the hub's tools read.
-_WITHHELD = ("BEAR_", "HF_", "HUGGING")
+# Beginnings of names: of this server's settings, of those that the hub's tools read, and of those of
+# OpenTelemetry, whose headers may hold a token.
+_WITHHELD = ("BEAR_", "HF_", "HUGGING", "OTEL_")
 
 
 class Spawner(threading.Thread):

@@ -1,4 +1,4 @@
-"""docs/cli.md tells of every verb, and of no option and no column that there is not."""
+"""docs/cli.md tells of every verb; it and all other pages of no verb, option or column that there is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from tests.cli.conftest import Bear
 from tests.client import samples
 from tests.client.fake_server import FakeServer
 
-DOC = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+DOC = (DOCS / "cli.md").read_text(encoding="utf-8")
+PAGES = sorted(DOCS.glob("*.md"))
 VERBS = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
 GROUPS = [group.name for group in app.registered_groups]
 
@@ -23,13 +25,30 @@ def test_every_verb_has_a_heading_and_a_screen(verb: str) -> None:
     assert re.search(rf"^\$ .*\bbear {verb}\b", DOC, re.MULTILINE)
 
 
-def test_every_option_of_a_screen_is_one_of_its_verb(bear: Bear) -> None:
-    lines = re.findall(r"^\$ .*?\bbear ([a-z]+)(?: ([a-z]+))?([^\n|]*)", DOC, re.MULTILINE)
-    assert lines
-    for verb, under, rest in lines:
+def commands(page: str) -> list[tuple[str, str, str]]:
+    """Of each `bear VERB` at a prompt: the verb, the word after it, the rest without comment or pipe."""
+    prompts = re.findall(r"^ *[$#] (.*)", page.replace("\\\n", " "), re.MULTILINE)
+    # Not `kubectl -n bear VERB` or `sudo -u bear VERB`, and of `docker exec bear bear VERB` the second.
+    command = re.compile(r"(?<!-[nu] )\bbear (?!bear\b)([a-z]+)(?: ([a-z]+))?((?:(?! # )[^|])*)")
+    return [found for line in prompts for found in command.findall(line)]
+
+
+def test_commands_of_a_page_are_found() -> None:
+    page = (
+        "  $ A=b bear load x \\\n  --pinned # why --not\n# bear keys create | c --d\n$ kubectl -n bear get\n"
+    )
+    found = [(verb, under, rest.split()) for verb, under, rest in commands(page)]
+    assert found == [("load", "x", ["--pinned"]), ("keys", "create", [])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_and_its_options_are_there(bear: Bear, page: Path) -> None:
+    for verb, under, rest in commands(page.read_text(encoding="utf-8")):
+        assert verb in (*VERBS, *GROUPS), verb
         # Of a group, such as `bear keys`, the options are those of the verb within it.
         usage = bear(verb, *([under] if verb in GROUPS else []), "--help").stdout
-        assert [option for option in re.findall(r"--[a-z-]+", rest) if option not in usage] == []
+        unknown = [option for option in re.findall(r"--[a-z-]+", rest) if option not in usage]
+        assert unknown == [], verb
 
 
 def test_every_option_in_the_text_is_one_of_some_verb(bear: Bear) -> None:

@@ -164,6 +164,19 @@ async def test_wrong_bytes_are_never_a_model(api: Api, hub: StandInHub, tmp_path
     await fails(api.status(NAME), Code.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
+async def test_a_hub_that_announces_another_file_than_the_catalog_is_refused(
+    tmp_path: Path, spawner: Spawner, hub: StandInHub
+) -> None:
+    catalog = tmp_path / "catalog.toml"
+    source = f'{{ repo_id = "{REPO}", file = "{FILE}" }}'
+    catalog.write_text(
+        f'[[model]]\nname = "mine"\ndescription = ""\nsource = {source}\nsha256 = "{"ab" * 32}"\n'
+    )
+    async with pulling(tmp_path, spawner, hub, catalog=catalog) as api:
+        await stream_fails(pull(api, "mine"), Code.DATA_LOSS, "CHECKSUM_MISMATCH")
+        assert not found_in(tmp_path, "blobs") and not found_in(tmp_path, "partial")
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "reason"),
     [

@@ -12,6 +12,7 @@ def test_settings_and_tokens_of_the_server_are_withheld_from_workers():
         "BEAR_HUB_TOKEN": "x",
         "HF_TOKEN": "x",
         "HUGGING_FACE_HUB_TOKEN": "x",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x",
     }
     found = worker_environment(server)
     assert found.keys() & server.keys() == {"PATH", "LANG"}
