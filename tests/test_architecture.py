@@ -15,7 +15,7 @@ import bear_grpc
 PACKAGE = Path(bear_grpc.__file__).parent
 MAX_LINES = 400
 # A catalog is read by looking something up.
-MAY_BE_LONGER = {"errors.py": 620}
+MAY_BE_LONGER = {"errors.py": 640}
 
 # The part of each module that stands for its rules: a package, or a module beside the packages.
 BOTTOM = {"types", "params", "errors", "input_limits", "load_plan", "bound", "outflow", "suspects"}
