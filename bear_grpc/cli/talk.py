@@ -15,17 +15,23 @@ from bear_grpc.cli.answers import Answers
 from bear_grpc.cli.progress import ModelBar
 from bear_grpc.cli.session import HUB_TIMEOUT_S
 from bear_grpc.cli.words import reference
-from bear_grpc.errors import BearError
+from bear_grpc.errors import BearError, ScopeMissing
 
 if TYPE_CHECKING:
     from bear_grpc.client import Client
 
 
 def can_chat(client: Client, model: str) -> bool:
-    """Whether the model has a chat template; of one that is not here yet, its file on the hub tells."""
+    """Whether the model has a chat template; of one that is not here yet, its file on the hub tells.
+
+    Who may not ask is taken to chat: of a model that has no template the answer's error says so.
+    """
     from bear_grpc.v1.types_pb2 import MODEL_CAPABILITY_CHAT
 
-    found = client.get_model(model, timeout=HUB_TIMEOUT_S).model
+    try:
+        found = client.get_model(model, timeout=HUB_TIMEOUT_S).model
+    except ScopeMissing:
+        return True
     if not found.capabilities and found.source.HasField("hub"):
         found = client.get_model(reference(found.source.hub), timeout=HUB_TIMEOUT_S).model
     return MODEL_CAPABILITY_CHAT in found.capabilities

@@ -27,8 +27,8 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model that is known without being registered.
 
     Its file comes from `source` on the hub, or is `embedded`, a path in the
-    package. `chat_template` takes the place of the file's own. `sha256` and
-    `size_bytes` are checked where they are given; the hub tells them too.
+    package. `chat_template` takes the place of the file's own. `sha256` is checked where it
+    is given; `size_bytes` is told until the hub tells it.
     """
 
     name: str

@@ -50,6 +50,7 @@ def fields_of(call: Call) -> dict[str, Any]:
         "id": _cut(call.request_id),
         "key": call.caller.id,
         "tenant": call.caller.tenant,
+        "peer": call.peer,
         "model": _cut(call.model),
         "code": call.code,
         "reason": call.reason,

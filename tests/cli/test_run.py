@@ -264,3 +264,13 @@ def test_can_chat_goes_by_the_capability(server: FakeServer, client: Client) -> 
     ]
     assert talk.can_chat(client, "chat")
     assert not talk.can_chat(client, "base")
+
+
+def test_who_may_only_generate_is_taken_to_chat(server: FakeServer, client: Client) -> None:
+    server.refusal = Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "GetModel needs the scope models:read",
+        "SCOPE_MISSING",
+        metadata={"method": "/bear_grpc.v1.ModelService/GetModel", "scope": "models:read"},
+    )
+    assert talk.can_chat(client, "tiny")

@@ -74,6 +74,7 @@ async def test_generation_leaves_one_line_with_all_that_it_was(logged: Api, reco
     answer = await logged.once("tiny", max_tokens=5, ignore_eos=True, request_id="mine", n=2)
     fields = await records.line("GenerateOnce", "OK")
     assert (fields["id"], fields["model"], fields["tenant"]) == ("mine", "tiny", "unix")
+    assert fields["peer"].startswith("unix:")
     assert fields["prompt_tokens"] == answer.usage.prompt_token_count
     assert (fields["cached_tokens"], fields["completion_tokens"]) == (0, 10)
     assert fields["finish"] == ["length", "length"]
