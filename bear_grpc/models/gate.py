@@ -63,7 +63,9 @@ class Gate:
                 self._waits.discard(wait)
 
     def close(self) -> None:
-        """Nothing new is taken, and nobody waits any longer."""
+        """Nothing new is taken, and nobody waits any longer. A second call does nothing."""
+        if self._closed:
+            return
         self._closed = True
         now = asyncio.get_running_loop().time() if self._waits else 0.0
         for wait in self._waits:

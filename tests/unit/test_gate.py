@@ -33,6 +33,22 @@ async def test_a_closed_gate_takes_nothing_and_lets_what_is_inside_go_on() -> No
     assert await gate.empty(0)
 
 
+async def test_a_gate_may_be_closed_again_while_its_waits_end() -> None:
+    gate = Gate()
+
+    async def wait() -> None:
+        async with gate.waiting():
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    gate.close()
+    await asyncio.sleep(0)  # the wait is ending, and the one who waits has not run yet
+    gate.close()
+    with pytest.raises(Draining):
+        await waiting
+
+
 async def test_who_waits_ends_with_draining_when_it_closes() -> None:
     gate = Gate()
     begun = asyncio.Event()
