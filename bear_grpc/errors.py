@@ -473,9 +473,9 @@ class DeadlineUnreachable(Exhausted):
 
     reason = "DEADLINE_UNREACHABLE"
 
-    def __init__(self, predicted_s: float) -> None:
+    def __init__(self, predicted_s: float, what: str = "the deadline passes before the first token") -> None:
         super().__init__(
-            f"the deadline passes before the first token, which would take {predicted_s:.1f} s more",
+            f"{what}, which would take {predicted_s:.1f} s more",
             metadata={"predicted_seconds": f"{predicted_s:.3f}"},
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from ..errors import DeadlineUnreachable
 from .cost import CostModel
 from .kv import KvCache
 from .scheduler import LONE_PREFILL_TOKENS, Scheduler
@@ -58,6 +59,11 @@ class Deadlines:
         if len(ahead) >= self._scheduler.free_slots:
             tokens += sum(other.num_new for other in ahead)
         return self._reading_s(tokens)
+
+    def passed(self, sequence: Sequence) -> DeadlineUnreachable:
+        """The error of one that still waits for a slot when its deadline comes."""
+        what = "no slot was free before the deadline for the first token"
+        return DeadlineUnreachable(self.first_token_s(sequence), what)
 
     def _reading_s(self, tokens: int) -> float:
         chunks, rest = divmod(tokens, LONE_PREFILL_TOKENS)

@@ -396,5 +396,5 @@ class Engine:
             if sequence.has_begun:
                 self._finish(sequence, Ending(FinishReason.DEADLINE))
             else:
-                self._fail_sequence(sequence, DeadlineUnreachable(self._deadlines.first_token_s(sequence)))
+                self._fail_sequence(sequence, self._deadlines.passed(sequence))
         return bool(due)

@@ -7,6 +7,8 @@ import itertools
 import os
 import signal
 import string
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from bear_grpc.executor.spawner import Spawner
@@ -93,7 +95,18 @@ async def deadline_unreachable(bench: Bench) -> list[StatusDetails]:
         bench.api.inference.Generate(ask(name, token_ids=prompt, max_tokens=1), timeout=60)
     )
     assert kinds(events)[-1] == "completed"
-    return [told]
+    return [told, await slot_in_vain(bench)]
+
+
+async def slot_in_vain(bench: Bench) -> StatusDetails:
+    """What a call is told that waits for a slot longer than the server lets it."""
+    async with paced_model(bench, max_request_s=1.0) as api:
+        running = api.inference.Generate(ask("m", max_tokens=1000, ignore_eos=True), timeout=60)
+        await read_until(running, "delta")
+        told = await bench.refused(api.once("m"), "DEADLINE_UNREACHABLE")
+        running.cancel()
+        await answers(api, "m")
+    return told
 
 
 async def slow_consumer(bench: Bench) -> list[StatusDetails]:
@@ -111,12 +124,19 @@ async def slow_consumer(bench: Bench) -> list[StatusDetails]:
     return [told]
 
 
-async def queue_full(bench: Bench) -> list[StatusDetails]:
+@asynccontextmanager
+async def paced_model(bench: Bench, **settings: Any) -> AsyncIterator[Api]:
+    """A server with the loaded model `m`: one sequence at a time, each token takes 20 ms."""
     paced = bench.start(module="tests.helpers.paced_worker")
     path = write_tiny_llama(bench.folder / "model.gguf", context_length=2048)
-    async with bench.serving(paced, max_waiting_requests=3) as api:
+    async with bench.serving(paced, **settings) as api:
         await api.register("m", path, load_options=ONE)
         await api.load("m")
+        yield api
+
+
+async def queue_full(bench: Bench) -> list[StatusDetails]:
+    async with paced_model(bench, max_waiting_requests=3) as api:
         running = api.generate("m", max_tokens=1000, ignore_eos=True)
         await read_until(running, "delta")
         waiting = [api.generate("m", max_tokens=2, ignore_eos=True, queue_progress=True) for _ in range(3)]
