@@ -22,6 +22,7 @@ class Entry(msgspec.Struct, frozen=True):
     """One action. `time_s` is seconds since 1970, `prev` the SHA-256 of the line before, in hex.
 
     `actor` is the id of a key, `os:NAME` for whoever ran `bear keys`, or empty. `code` is a status name.
+    `count` is above 1 where a line stands for more calls than one: refused ones.
     """
 
     action: str
@@ -32,6 +33,7 @@ class Entry(msgspec.Struct, frozen=True):
     code: str = "OK"
     reason: str = ""
     duration_s: float = 0.0
+    count: int = 1
     time_s: float = 0.0
     prev: str = ""
 

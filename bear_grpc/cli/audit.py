@@ -25,6 +25,7 @@ def audit(
 ) -> None:
     """Show who loaded, removed and pulled models, drained the server and changed keys."""
     from bear_grpc.access.audit import check, entry_of, lines
+    from bear_grpc.access.refusals import ACTION as REFUSED
     from bear_grpc.config import ConfigError, load_config
 
     from_s = 0.0 if since is None else moment(since, time.time(), ahead=False)
@@ -57,7 +58,7 @@ def audit(
             (
                 datetime.fromtimestamp(entry.time_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
                 entry.action,
-                " ".join(entry.subjects),
+                f"{entry.count} more" if entry.action == REFUSED else " ".join(entry.subjects),
                 entry.actor or entry.tenant,
                 entry.peer,
                 f"{entry.code} {entry.reason}".strip(),
