@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from .private import make_folder, open_private
+
 FILE = "audit.log"
 # What a request can make of a line is bounded; what is above is cut.
 MAX_SUBJECT_CHARS, MAX_SUBJECTS = 256, 32
@@ -51,9 +53,8 @@ def append(state_dir: Path, entry: Entry) -> None:
 
     Several processes may do so at the same time.
     """
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(state_dir / FILE, flags, 0o600)
+    make_folder(state_dir)
+    fd = open_private(state_dir / FILE, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{FILE} is no file")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import msgspec
 from ..params import Priority
 from .caller import Quotas, Scope
 from .key import DIGEST_BYTES, Key, digest_of, id_of, new_id_and_secret, text_of
+from .private import make_private
 
 FILE = "keys.sqlite"
 _VERSION = 1
@@ -151,23 +150,6 @@ class KeyStore:
             raise KeyStoreError(f"{exc.filename or self.file}: {exc.strerror}") from exc
         except (ValueError, msgspec.MsgspecError) as exc:
             raise KeyStoreError(f"{self.file}: a key is damaged: {exc}") from exc
-
-
-def make_private(file: Path) -> None:
-    """The file and its folder, which nobody else may write and, if they are new, not read. Raises OSError."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = file.parent.stat()
-    others = stat.S_IWGRP | stat.S_IWOTH
-    # Who may write in the folder may put another file in the place of this one; a sticky one keeps them off.
-    if folder.st_mode & others and not folder.st_mode & stat.S_ISVTX and folder.st_uid == os.geteuid():
-        file.parent.chmod(stat.S_IMODE(folder.st_mode) & ~others)
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        status = os.fstat(handle)
-        if stat.S_IMODE(status.st_mode) & 0o077 and status.st_uid == os.geteuid():
-            os.fchmod(handle, 0o600)  # SQLite gives what it makes beside it the same mode
-    finally:
-        os.close(handle)
 
 
 def _row_of(key: Key) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .keys import make_private
+from .private import make_private
 
 FILE = "usage.sqlite"
 _VERSION = 1

@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from ..access.private import make_folder, open_private
+
 
 class LogFile:
     """`bear.log`, then `bear.log.1` for what came before it, and so on, `count` files in all.
@@ -58,9 +60,8 @@ class LogFile:
 
     def _open_new(self) -> None:
         # Names of models, keys and tenants are for nobody else on this machine.
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
-        self._fd = os.open(self.path, flags, 0o600)
+        make_folder(self.path.parent)
+        self._fd = open_private(self.path, os.O_WRONLY | os.O_APPEND)
         self._size = os.fstat(self._fd).st_size
 
     def _is_ours(self) -> bool:
