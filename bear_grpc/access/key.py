@@ -29,6 +29,8 @@ _KEY = re.compile(rf"{PREFIX}([a-z2-7]{{{ID_CHARS}}})_([0-9A-Za-z]{{{_SECRET_CHA
 _ID = re.compile(rf"[a-z2-7]{{{ID_CHARS}}}")
 
 MAX_NAME_CHARS = 100
+# The last second that has a date; seconds since 1970.
+MAX_TIME_S = 253_402_300_799.0  # 9999-12-31T23:59:59Z
 MAX_PATTERNS, MAX_PATTERN_CHARS = 100, 256
 DEFAULT_SCOPES = frozenset({Scope.INFER, Scope.MODELS_READ})
 
@@ -83,6 +85,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
                 found.append(f"a pattern of models must have 1 to {MAX_PATTERN_CHARS} characters")
         if self.expires_s is not None and self.expires_s <= self.created_s:
             found.append("the time of expiry has passed")
+        if self.expires_s is not None and not self.expires_s <= MAX_TIME_S:
+            found.append("the time of expiry is after the year 9999")
         for name, value in msgspec.structs.asdict(self.quotas).items():
             if value is not None and value < 1:
                 found.append(f"{name} must be 1 or more, is {value}")

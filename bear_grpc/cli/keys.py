@@ -249,8 +249,14 @@ def moment(text: str, now_s: float, *, ahead: bool = True) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _when(seconds: float) -> datetime:
+    from bear_grpc.access.key import MAX_TIME_S
+
+    return datetime.fromtimestamp(min(seconds, MAX_TIME_S), UTC)  # keys of before there was a limit
+
+
 def _date(seconds: float | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return "" if seconds is None else _when(seconds).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _told(key: Key) -> str:
@@ -271,8 +277,5 @@ def _as_json(key: Key) -> dict[str, Any]:
         "models": None if key.models is None else list(key.models),
         "priority": key.priority.name.lower(),
         "quotas": {field: getattr(key.quotas, field) for field in _QUOTAS},
-        **{
-            name: None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
-            for name, seconds in times.items()
-        },
+        **{name: None if seconds is None else _when(seconds).isoformat() for name, seconds in times.items()},
     }

@@ -13,7 +13,7 @@ import pytest
 
 from bear_grpc.access.authentication import Authenticator, credential_of
 from bear_grpc.access.caller import Quotas, Scope
-from bear_grpc.access.key import Key, digest_of, id_of, new_id_and_secret, parse, text_of
+from bear_grpc.access.key import MAX_TIME_S, Key, digest_of, id_of, new_id_and_secret, parse, text_of
 from bear_grpc.access.keys import FILE, KeyStore, KeyStoreError
 from bear_grpc.access.slowing import (
     FIRST_DELAY_S,
@@ -145,6 +145,9 @@ def test_store_follows_no_link(tmp_path: Path, folder: Path):
         {"models": ("x" * 257,)},
         {"models": ("x",) * 101},
         {"expires_s": 1_000_000.0},
+        {"expires_s": MAX_TIME_S + 1},
+        {"expires_s": math.inf},
+        {"expires_s": math.nan},
         {"quotas": Quotas(tokens_per_day=0)},
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_expiry_is_a_date_or_a_moment(keys: KeysVerb) -> None:
         (("--priority", "urgent"), 2),
         (("--tokens-per-day", "0"), 2),
         (("--expires", "1999-12-31"), 1),
+        (("--expires", "999999w"), 1),
         (("--model", ""), 1),
         (("--name", "a\tb"), 1),
     ],
@@ -119,6 +121,19 @@ def test_list_shows_valid_keys_and_all_of_them_when_asked(keys: KeysVerb) -> Non
     keys("revoke", second["id"])
     result = keys("list")
     assert "--all` shows 2" in result.stderr
+
+
+def test_key_that_expires_after_the_last_date_is_shown(keys: KeysVerb) -> None:
+    """Such keys could be made, and then none could be listed."""
+    made = keys.made("--expires", "9999-12-31T23:59:59")
+    assert made["expires"] == "9999-12-31T23:59:59+00:00"
+    with sqlite3.connect(keys.folder / FILE) as base:
+        base.execute("UPDATE keys SET expires_s = ?", (606_000_000_000.0,))
+    base.close()
+    assert "9999-12-31 23:59 UTC" in keys("list").stdout
+    assert "9999-12-31 23:59 UTC" in keys("show", made["id"]).stdout
+    [listed] = json.loads(keys("list", "--json").stdout)
+    assert listed["expires"] == made["expires"]
 
 
 def test_show_tells_all_but_the_secret(keys: KeysVerb) -> None:
