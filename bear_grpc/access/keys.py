@@ -15,7 +15,7 @@ import msgspec
 from ..params import Priority
 from .caller import Quotas, Scope
 from .key import DIGEST_BYTES, Key, digest_of, id_of, new_id_and_secret, text_of
-from .private import make_private
+from .private import keep_private, make_private
 
 FILE = "keys.sqlite"
 _VERSION = 1
@@ -50,7 +50,8 @@ class KeyStore:
         self._clock = clock
         self._seen: int | None = None
         with self._told():
-            self._open()
+            make_private(self.file)
+            self._base, self._inode = self._open(is_new=True)
 
     def close(self) -> None:
         """Closes the file."""
@@ -100,12 +101,15 @@ class KeyStore:
     def changed(self) -> list[Key] | None:
         """Every key at the first call and when another process has changed one; else None, at little cost.
 
-        A file that was replaced is opened anew. Raises KeyStoreError.
+        A file that was replaced is opened anew. Raises KeyStoreError, also if it is gone: between the two
+        steps of whoever puts a copy in its place there is none.
         """
         with self._told():
             if self._identity() != self._inode:
+                keep_private(self.file)
+                base, inode = self._open(is_new=False)
                 self._base.close()
-                self._open()
+                self._base, self._inode = base, inode
                 self._seen = None  # versions are those of the connection
             (version,) = self._base.execute("PRAGMA data_version").fetchone()
             if version == self._seen:
@@ -114,30 +118,33 @@ class KeyStore:
             self._seen = version  # asked before the keys: what changes in between is seen again the next time
             return keys
 
-    def _open(self) -> None:
-        make_private(self.file)
-        self._base = sqlite3.connect(self.file, timeout=_BUSY_S, check_same_thread=False)
+    def _open(self, *, is_new: bool) -> tuple[sqlite3.Connection, tuple[int, int]]:
+        """The file, with its identity; makes the table in one that may be new, but no file."""
+        inode, no_table = self._identity(), f"{self.file} has no table of keys"
+        if not is_new and not self.file.stat().st_size:
+            raise KeyStoreError(no_table)  # to read it would remove the log that SQLite has beside it
+        uri = f"{self.file.absolute().as_uri()}?mode=rw"
+        base = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, check_same_thread=False)
         try:
-            self._base.execute("PRAGMA journal_mode = WAL")
-            self._base.execute("PRAGMA synchronous = FULL")  # a revocation must outlive a loss of power
-            with self._base:
-                self._base.execute("BEGIN IMMEDIATE")
-                (version,) = self._base.execute("PRAGMA user_version").fetchone()
+            base.execute("PRAGMA journal_mode = WAL")
+            base.execute("PRAGMA synchronous = FULL")  # a revocation must outlive a loss of power
+            with base:
+                base.execute("BEGIN IMMEDIATE")
+                (version,) = base.execute("PRAGMA user_version").fetchone()
+                if version == 0 and not is_new:
+                    raise KeyStoreError(no_table)
                 if version == 0:
-                    self._base.execute(_TABLE)
-                    self._base.execute(f"PRAGMA user_version = {_VERSION}")
+                    base.execute(_TABLE)
+                    base.execute(f"PRAGMA user_version = {_VERSION}")
             if version > _VERSION:
                 raise KeyStoreError(f"{self.file} was written by a later version of bear_grpc")
         except BaseException:
-            self._base.close()
+            base.close()
             raise
-        self._inode = self._identity()
+        return base, inode
 
     def _identity(self) -> tuple[int, int]:
-        try:
-            status = self.file.stat()
-        except FileNotFoundError:
-            return (0, 0)
+        status = self.file.stat()
         return (status.st_dev, status.st_ino)
 
     @contextlib.contextmanager

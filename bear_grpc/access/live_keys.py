@@ -50,6 +50,8 @@ class LiveKeys:
                     log.error("keys cannot be read, those known before stay in force: %s", exc)
                 self._problem = str(exc)
             else:
+                if self._problem:
+                    log.info("keys can be read again")
                 self._problem = ""
                 if keys is not None:
                     self._authenticator.replace(keys)

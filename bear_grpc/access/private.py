@@ -46,7 +46,13 @@ def make_private(file: Path) -> None:
     # Who may write in the folder may put another file in the place of this one; a sticky one keeps them off.
     if folder.st_mode & others and not folder.st_mode & stat.S_ISVTX and folder.st_uid == os.geteuid():
         file.parent.chmod(stat.S_IMODE(folder.st_mode) & ~others)
-    fd = open_private(file, os.O_RDWR | os.O_NOFOLLOW)
+    os.close(open_private(file, os.O_RDWR | os.O_NOFOLLOW))
+    keep_private(file)
+
+
+def keep_private(file: Path) -> None:
+    """Takes from others what they may do with the file, if it is this process's user's. Raises OSError."""
+    fd = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if stat.S_IMODE(status.st_mode) & 0o077 and status.st_uid == os.geteuid():

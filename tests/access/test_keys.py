@@ -183,8 +183,8 @@ def test_store_tells_changes_of_others_once(folder: Path):
         assert changed is not None and changed[0].revoked_s is not None
 
 
-def test_store_that_is_replaced_or_removed_is_read_anew(tmp_path: Path, folder: Path):
-    """A file restored from a copy must count; one that is gone must leave nobody in."""
+def test_store_that_is_replaced_is_read_anew(tmp_path: Path, folder: Path):
+    """A file restored from a copy must count."""
     with KeyStore(tmp_path / "copy") as other:
         restored, _ = other.create(name="restored")
     with KeyStore(folder) as reader:
@@ -193,9 +193,29 @@ def test_store_that_is_replaced_or_removed_is_read_anew(tmp_path: Path, folder: 
             file.unlink()
         (tmp_path / "copy" / FILE).replace(folder / FILE)
         assert reader.changed() == [restored]
-        for file in folder.iterdir():
-            file.unlink()
-        assert reader.changed() == []
+
+
+def test_store_that_is_gone_for_a_moment_is_no_store_without_keys(tmp_path: Path, folder: Path):
+    """Whoever puts a copy back in two steps must not revoke every key in between."""
+    file = folder / FILE
+    with KeyStore(folder) as reader:
+        key, _ = reader.create()
+        assert reader.changed() == [key]
+        file.rename(tmp_path / "away")
+        for _ in range(2):
+            with pytest.raises(KeyStoreError, match=FILE):
+                reader.changed()
+        assert not file.exists()
+        file.touch()  # as a copy begins
+        with pytest.raises(KeyStoreError, match="no table"):
+            reader.changed()
+        assert file.stat().st_size == 0
+        (tmp_path / "away").replace(file)
+        assert reader.changed() is None
+        other, _ = reader.create()
+        assert reader.get(other.id) == other
+    with KeyStore(folder) as again:
+        assert again.all() == [key, other]
 
 
 def test_store_that_is_no_database_or_of_a_later_version_is_told(tmp_path: Path, folder: Path):
