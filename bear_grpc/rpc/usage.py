@@ -63,8 +63,7 @@ class UsageObserver:
         with self._lock:
             self._add(Group(day_of(self._wall()), call.caller.id, model), used)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._follow, name="usage", daemon=True)
-            self._thread.start()
+            self._thread = self._started()
         self._has_more.set()
 
     def tokens_today(self) -> dict[str, int]:
@@ -101,15 +100,16 @@ class UsageObserver:
         """Returns when all is written, or cannot be within CLOSE_S; blocks. For after the last call."""
         self._closing.set()
         self._has_more.set()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(CLOSE_S)
-            if thread.is_alive():
-                log.error("usage of the last calls is lost: the disk does not answer")
-                return
-        if not self.flush():
-            log.error("usage of the last calls is lost")
-        self._store.close()
+        thread = self._thread or self._started()
+        self._thread = None
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            log.error("usage of the last calls is lost: the disk does not answer")
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._follow, name="usage", daemon=True)
+        thread.start()
+        return thread
 
     def _follow(self) -> None:
         while not self._closing.is_set():
@@ -118,6 +118,9 @@ class UsageObserver:
             self._has_more.clear()
             if not self.flush():
                 self._has_more.set()
+        if not self.flush():
+            log.error("usage of the last calls is lost")
+        self._store.close()
 
     def _add(self, group: Group, totals: Totals) -> None:
         """With the lock."""

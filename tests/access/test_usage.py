@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,26 @@ def test_its_own_thread_writes_and_what_is_left_is_written_at_the_end(folder: Pa
     observer.end(ended())
     observer.close()
     assert kept(folder) == {Group(DAY, "one", "tiny"): Totals(2, 20, 8, 14)}
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_disk_that_hangs_holds_up_no_stop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, calls: int
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(module, "CLOSE_S", 0.05)
+    for name in ("add", "close"):
+        monkeypatch.setattr(UsageStore, name, lambda *_: answers.wait())
+    observer = UsageObserver(folder, 400, FakeClock(NOON))
+    for _ in range(calls):
+        observer.end(ended())
+    closing = threading.Thread(target=observer.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    has_ended = not closing.is_alive()
+    answers.set()
+    assert has_ended
+    assert "does not answer" in caplog.text
 
 
 def test_full_disk_is_told_once_and_nothing_is_lost(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
