@@ -13,6 +13,8 @@ from typing import NamedTuple, Self
 from .private import make_private
 
 FILE = "usage.sqlite"
+# A server that is used less often forgets nothing.
+RECENT_DAYS = 7
 _VERSION = 1
 _BUSY_S = 5.0
 _TABLE = """
@@ -93,15 +95,20 @@ class UsageStore:
     ) -> None:
         self.close()
 
-    def add(self, sums: Mapping[Group, Totals], keep_from: str = "") -> None:
-        """Adds to what is there, all or nothing; days before `keep_from` are forgotten.
+    def add(self, sums: Mapping[Group, Totals], forget_at_s: float | None = None, keep_days: int = 0) -> None:
+        """Adds to what is there, all or nothing; at this time all but the last `keep_days` are forgotten.
 
-        Makes the file where there is none, for its owner only.
+        They are only if something is known of the RECENT_DAYS before: a clock that jumps ahead must not
+        empty the record. Makes the file where there is none, for its owner only.
         """
         with self._opened() as base, base:
             base.executemany(_ADD, [(*group, *totals) for group, totals in sums.items()])
-            if keep_from:
-                base.execute("DELETE FROM usage WHERE day < ?", (keep_from,))
+            if forget_at_s is not None:
+                base.execute(
+                    "DELETE FROM usage WHERE day < ? "
+                    "AND EXISTS (SELECT * FROM usage AS recent WHERE recent.day >= ? AND recent.day < ?)",
+                    [day_of(forget_at_s, before) for before in (keep_days - 1, RECENT_DAYS, 0)],
+                )
 
     def read(
         self, since: str = "", key_id: str | None = None, model: str | None = None

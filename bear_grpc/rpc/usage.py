@@ -78,11 +78,11 @@ class UsageObserver:
         """Writes what has been counted; blocks. False if it waits for the next time. One thread at a time."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
-        today = day_of(self._wall())
-        oldest = day_of(self._wall(), self._keep_days - 1) if today != self._pruned else ""
+        now_s = self._wall()
+        today = day_of(now_s)
         try:
             if taken:
-                self._store.add(taken, oldest)
+                self._store.add(taken, now_s if today != self._pruned else None, self._keep_days)
         except Exception as exc:
             with self._lock:
                 for group, totals in taken.items():

@@ -121,6 +121,24 @@ def test_old_days_are_forgotten(folder: Path) -> None:
     assert [group.day for group in kept(folder)] == ["2026-12-01", "2026-12-02"]
 
 
+def test_clock_that_jumps_ahead_forgets_nothing(folder: Path) -> None:
+    clock = FakeClock(NOON)
+    observer = counting(folder, clock, days=2)
+    for _ in range(2):
+        observer.end(ended())
+        observer.flush()
+        clock.advance(DAY_S)
+    clock.now = NOON + 36_500 * DAY_S
+    for each in (observer, counting(folder, clock, days=2)):  # a restart meanwhile, too
+        each.end(ended())
+        each.flush()
+    assert [group.day for group in kept(folder)] == ["2026-11-29", "2026-11-30", day_of(clock.now)]
+    clock.now = NOON + 2 * DAY_S
+    observer.end(ended())
+    observer.flush()
+    assert [group.day for group in kept(folder)] == ["2026-11-30", "2026-12-01", "2126-11-05"]
+
+
 def test_its_own_thread_writes_and_what_is_left_is_written_at_the_end(folder: Path) -> None:
     observer = UsageObserver(folder, 400, FakeClock(NOON))
     observer.end(ended())
