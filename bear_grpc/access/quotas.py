@@ -45,6 +45,13 @@ class Bucket:
         self._fill(now_s)
         return self._level >= self._limit
 
+    def limited(self, per_minute: int, now_s: float) -> Bucket:
+        """With another limit from now on, and what it holds or owes."""
+        self._fill(now_s)
+        changed = Bucket(per_minute, now_s)
+        changed._level = min(self._level, changed._level)
+        return changed
+
     def _fill(self, now_s: float) -> None:
         passed_s = max(0.0, now_s - self._seen_s)
         self._level = min(float(self._limit), self._level + passed_s * self._limit / 60.0)
@@ -58,12 +65,15 @@ class _Account:
 
     def __init__(self, quotas: Quotas, now_s: float) -> None:
         self.streams = 0
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
         self.set(quotas, now_s)
 
     def set(self, quotas: Quotas, now_s: float) -> None:
+        """Has these quotas from now on; what was used counts on."""
         self.quotas = quotas
-        per_minute = (quotas.requests_per_minute, quotas.tokens_per_minute)
-        self.requests, self.tokens = (None if each is None else Bucket(each, now_s) for each in per_minute)
+        self.requests = _changed(self.requests, quotas.requests_per_minute, now_s)
+        self.tokens = _changed(self.tokens, quotas.tokens_per_minute, now_s)
 
     def is_idle(self, now_s: float) -> bool:
         buckets = (self.requests, self.tokens)
@@ -167,6 +177,12 @@ class Limiter:
             if len(self._days) > 2:
                 del self._days[max(self._days, key=lambda other: abs(other - day))]
         return self._days[day]
+
+
+def _changed(bucket: Bucket | None, per_minute: int | None, now_s: float) -> Bucket | None:
+    if per_minute is None:
+        return None
+    return Bucket(per_minute, now_s) if bucket is None else bucket.limited(per_minute, now_s)
 
 
 def _stream_wait_s(account: _Account) -> float:

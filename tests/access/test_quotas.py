@@ -139,6 +139,39 @@ def test_callers_have_quotas_of_their_own_and_changed_ones_count() -> None:
     assert world.refused().metadata["quota"] == "concurrent_streams"  # the first one runs on
 
 
+@pytest.mark.parametrize(
+    ("changed", "wait_s"),
+    [
+        ({"tokens_per_minute": 60, "concurrent_streams": 9}, 41),
+        ({"tokens_per_minute": 120}, 20.5),
+        ({"tokens_per_minute": 6}, 410),
+    ],
+)
+def test_changed_quotas_forgive_no_debt(changed: dict[str, int], wait_s: float) -> None:
+    world = World(tokens_per_minute=60)
+    running = world.admit()
+    running.charge(100)
+    world.caller = Caller(id="one", quotas=Quotas(**changed))
+    assert world.refused().retry_after_s == pytest.approx(wait_s, abs=0.002)
+    running.charge(-41)
+    world.admit()
+
+
+def test_changed_quotas_do_not_fill_what_was_used() -> None:
+    world = World(requests_per_minute=3)
+    for _ in range(3):
+        world.admit()
+    for limit in (4, 3, 300):
+        world.caller = Caller(id="one", quotas=Quotas(requests_per_minute=limit))
+        assert world.refused().retry_after_s == pytest.approx(60 / limit, abs=0.002)
+    world = World(requests_per_minute=300)
+    world.admit()
+    world.caller = Caller(id="one", quotas=Quotas(requests_per_minute=2))
+    for _ in range(2):
+        world.admit()
+    world.refused()
+
+
 def test_only_who_has_nothing_counted_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_KEPT", 2)
     limiter = Limiter(clock := FakeClock(), FakeClock(NOON))
