@@ -93,6 +93,7 @@ class UsageObserver:
             return False
         if self._problem:
             log.info("usage is written again")
+        self._is_losing = False
         self._problem, self._pruned = "", today if taken else self._pruned
         return True
 

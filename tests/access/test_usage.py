@@ -210,6 +210,24 @@ def test_waiting_sums_are_bounded(
     assert {group.key_id: totals.requests for group, totals in kept(folder).items()} == {"a": 2, "b": 1}
 
 
+def test_every_loss_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
+    folder.mkdir()
+    observer = counting(folder)
+    for _ in range(2):
+        (folder / FILE).unlink(missing_ok=True)
+        (folder / FILE).mkdir()
+        for key in "abc":
+            observer.end(ended(key))
+            assert not observer.flush()
+        (folder / FILE).rmdir()
+        assert observer.flush()
+    told = [record.message for record in caplog.records if "for want of room" in record.message]
+    assert len(told) == 2
+
+
 def test_file_that_is_no_database_is_told_and_quotas_begin_anew(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
