@@ -117,7 +117,7 @@ def test_refused_calls_of_a_key_are_told_by_their_number_above_a_few(
     found = entries(tmp_path)
     assert sum(each.actor == "admin" for each in found) == TOLD + 40
     by_user = [each for each in found if each.actor == "user"]
-    assert [each.count for each in by_user] == [*[1] * TOLD, 40, 1]
+    assert sorted(each.count for each in by_user) == [*[1] * (TOLD + 1), 40]
     assert max(len(line) for line in lines(tmp_path) if b"PERMISSION" in line) < 1500
 
 
