@@ -72,6 +72,7 @@ def test_request_is_dropped_from_the_queue_when_its_deadline_passes():
     while not made.endings(2):
         assert made.step()
     assert reason(made, 2) == DEADLINE
+    assert made.result(2).error.message.startswith("no slot was free")
     assert made.clock() == pytest.approx(made.sequences[2].deadline_s, abs=2 * STEP_S)
     made.run()
     assert made.result(1).text == alone("a", max_tokens=100).text
