@@ -6,9 +6,11 @@ compilation or of a step is here; what goes past one is an error, and none of th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn, TypeGuard
@@ -23,12 +25,15 @@ from ..params import Constraint, ConstraintKind
 from .base import Logits
 
 # llguidance's own, but for: rows large enough for objects of 2,000 optional properties, and a fifth
-# of the lexer states, of up to 2 kB each. Measured: a step takes up to 35 ms, a compilation 0.9 s.
+# of the lexer states, of up to 2 kB each. Measured: schemas take up to 35 ms a step, a compilation 0.9 s.
 _LIMITS = LLParserLimits(max_items_in_row=10_000, max_lexer_states=50_000, verbose_errors=False)
 # Definitions of a grammar: llguidance goes through a chain of them by recursion, 3 kB of stack for each.
 MAX_DEFINITIONS = 1000
 # A number's remainders are its lexer's states, and no limit of llguidance counts them: 4 µs for each.
 MAX_REMAINDERS = 50_000
+# CPU time of one call. A grammar of 20 kB can take seconds within the limits above, in which nobody else's
+# text goes on: it does so once.
+MAX_CALL_S = 0.25
 MAX_MESSAGE_CHARACTERS = 500
 
 # White space of llama.cpp's json-schema-to-grammar (SPACE_RULE): bounded, or a model may write it for ever.
@@ -42,6 +47,9 @@ _INLINE_JSON = re.compile(r"%json(?:\s|//[^\n]*|#[^\n]*)*")
 _CODE_POINT = re.compile(r"\\(?:u(?P<short>[0-9a-fA-F]{4})|U(?P<long>[0-9a-fA-F]{8})|.)", re.DOTALL)
 # Keywords whose values are no schemas.
 _VALUES = ("const", "enum", "default", "examples")
+
+# Of this thread: others that compute take nothing from it.
+_clock = time.thread_time
 
 
 class Compiler:
@@ -83,6 +91,7 @@ class GrammarMatcher:
         self._matcher = matcher
         self._vocab = vocab
         self._ended = ended  # by an end-of-generation token
+        self._is_late = False
         self._bits: NDArray[np.uint8] = np.zeros(vocab.num_mask_bytes, np.uint8)
         self._pointer = self._bits.ctypes.data
 
@@ -90,9 +99,13 @@ class GrammarMatcher:
         """Whether the token may come next; False after an error, which `mask` then tells."""
         if token in self._vocab.ends:
             return self.is_satisfied()
-        if self._ended or not self._vocab.has_text(token):
+        if self._ended or self._is_late or not self._vocab.has_text(token):
             return False
-        return self._matcher.validate_tokens([token]) == 1
+        try:
+            with self._timed():
+                return self._matcher.validate_tokens([token]) == 1
+        except ConstraintTooCostly:
+            return False
 
     def mask(self, logits: Logits) -> Logits:
         """(n_vocab,) copy of `logits`, -inf where a token may not come next."""
@@ -106,24 +119,33 @@ class GrammarMatcher:
 
     def accept(self, token: int) -> None:
         """Goes on by an allowed token; one that is not is a ConstraintDeadEnd."""
+        if self._is_late:
+            self._fail()
         if token in self._vocab.ends and self.is_satisfied():
             self._ended = True
         elif self._ended or not self._vocab.has_text(token):
             self._fail(f"token {token} may not come here")
-        elif not self._matcher.consume_token(token):
-            self._fail()
+        else:
+            with self._timed():
+                is_consumed = self._matcher.consume_token(token)
+            if not is_consumed:
+                self._fail()
 
     def is_satisfied(self) -> bool:
         """Whether the text so far is a complete one."""
-        return self._matcher.is_accepting()
+        return not self._is_late and self._matcher.is_accepting()
 
     def is_finished(self) -> bool:
         """Whether the text is complete and nothing may follow it."""
-        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
+        return self._ended or (
+            self._matcher.is_stopped() and not self._matcher.is_error() and not self._is_late
+        )
 
     def copy(self) -> GrammarMatcher:
         """Another one that stands where this one stands."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._vocab, self._ended)
+        copy = GrammarMatcher(self._matcher.deep_copy(), self._vocab, self._ended)
+        copy._is_late = self._is_late
+        return copy
 
     def check(self) -> None:
         """Raises ConstraintDeadEnd if no token may come next, ConstraintTooCostly."""
@@ -131,10 +153,13 @@ class GrammarMatcher:
 
     def _allowed(self) -> NDArray[np.uint8]:
         """(n_vocab,) 1 for each token that may come next."""
+        if self._is_late:
+            self._fail()
         if self._ended:
             self._bits[:] = 0
         else:
-            self._matcher.unsafe_compute_mask_ptr(self._pointer, self._bits.nbytes)
+            with self._timed():
+                self._matcher.unsafe_compute_mask_ptr(self._pointer, self._bits.nbytes)
             if self._matcher.is_error():
                 self._fail()
             # A Lark grammar can name any token by its number.
@@ -145,7 +170,18 @@ class GrammarMatcher:
             self._fail("only tokens without text may follow")
         return np.unpackbits(self._bits, count=self._vocab.size, bitorder="little")
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Raises ConstraintTooCostly if what is done within took too long, and from then on."""
+        began_s = _clock()
+        yield
+        if _clock() - began_s > MAX_CALL_S:
+            self._is_late = True
+            self._fail()
+
     def _fail(self, problem: str = "") -> NoReturn:
+        if self._is_late:
+            raise ConstraintTooCostly(f"one token took more than {MAX_CALL_S} s")
         error = _message(self._matcher.get_error())
         if "NoExtension" in error:
             raise ConstraintDeadEnd("no token of the vocabulary may follow")

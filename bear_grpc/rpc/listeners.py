@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 ALL, ADMIN, HEALTH = "all", "admin", "health"
+# For a socket that somebody listens on.
+ANSWER_S = 1.0
 
 
 class _Kind(NamedTuple):
@@ -99,17 +102,32 @@ def _kind(listener: Listener) -> _Kind:
 @contextlib.contextmanager
 def _socket_of(listener: Listener) -> Iterator[None]:
     """What is bound within has the listener's mode, if it is a file; its folder is there."""
-    socket = listener.socket
-    if socket is None:
+    path = listener.socket
+    if path is None:
         yield
         return
-    _prepare(socket.parent, listener.bits)
+    _prepare(path.parent, listener.bits)
+    if _answers(path):
+        raise ConfigError(f"listen: cannot bind {listener.address} (another server listens there)")
     before = os.umask(0o177)  # never wider than its mode, not even for a moment
     try:
         yield
     finally:
         os.umask(before)
-    socket.chmod(listener.bits)
+    path.chmod(listener.bits)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on the socket, which gRPC would take away; else it is left over."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(ANSWER_S)
+        try:
+            client.connect(str(path))
+        except TimeoutError:
+            return True  # its queue is full
+        except OSError:
+            return False
+        return True
 
 
 def _prepare(folder: Path, bits: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -208,6 +209,23 @@ async def test_a_folder_that_everybody_may_write_in_is_warned_of(
     with caplog.at_level(logging.WARNING, "bear_grpc.rpc.listeners"):
         async with serving(tmp_path, spawner, listen=[f"unix:{folder}/s"]):
             assert str(folder) in caplog.text
+
+
+async def test_a_socket_that_a_server_listens_on_is_not_taken_away(tmp_path: Path, spawner: Spawner) -> None:
+    address = f"unix:{tmp_path}/s"
+    async with serving(tmp_path, spawner, listen=[address]):
+        with pytest.raises(ConfigError, match="another server listens there"):
+            async with serving(tmp_path / "second", spawner, listen=[address]):
+                pass
+        async with Api(address) as api:
+            assert await api.server.GetServerInfo(server_pb.GetServerInfoRequest())
+
+
+async def test_a_socket_that_is_left_over_is_taken(tmp_path: Path, spawner: Spawner) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "s"))
+    async with serving(tmp_path, spawner, listen=[f"unix:{tmp_path}/s"]) as (_, api):
+        assert await api.server.GetServerInfo(server_pb.GetServerInfoRequest())
 
 
 async def test_a_folder_that_cannot_be_made_ends_the_start(tmp_path: Path, spawner: Spawner) -> None:

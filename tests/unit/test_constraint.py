@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -218,6 +219,35 @@ def test_step_past_a_limit_is_too_costly_and_stays_so(monkeypatch):
     assert not matcher.is_finished()
     assert not matcher.copy().allows(ord("a"))
     assert accepts(untouched, "xab")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda matcher: matcher.mask(np.zeros(VOCABULARY.size, np.float32)),
+        lambda matcher: matcher.accept(ord("a")),
+        lambda matcher: matcher.allows(ord("a")) and matcher.check(),
+    ],
+    ids=["mask", "accept", "allows"],
+)
+def test_call_that_takes_too_long_is_the_last_and_stays_so(monkeypatch, call):
+    matcher = regex("a*")
+    untouched = matcher.copy()
+    with monkeypatch.context() as slow:
+        times = itertools.count(step=module.MAX_CALL_S * 1.5)
+        slow.setattr(module, "_clock", lambda: next(times))
+        with pytest.raises(ConstraintTooCostly, match="took more than"):
+            call(matcher)
+            matcher.check()
+    with pytest.raises(ConstraintTooCostly):
+        matcher.mask(np.zeros(VOCABULARY.size, np.float32))
+    with pytest.raises(ConstraintTooCostly):
+        matcher.accept(ord("a"))
+    assert not any(matcher.allows(token) for token in (ord("a"), EOS))
+    assert not matcher.is_satisfied()
+    assert not matcher.is_finished()
+    assert not matcher.copy().allows(ord("a"))
+    assert accepts(untouched, "aa")
 
 
 def test_mask_past_a_limit_is_too_costly(monkeypatch):
