@@ -163,6 +163,9 @@ def _unexpected(what: str) -> errors.BackendError:
 async def abort(context: Any, error: errors.BearError) -> NoReturn:
     """Ends the call with the error's status."""
     note_error(error.reason)
+    # A client that does not read lets the status wait: the frames that raised the error, with all that they
+    # hold of the call, must not wait with it.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
     # On grpc.aio's context, though its abstract base does not name it.
     await context.abort_with_status(to_status(error))
     raise AssertionError("abort_with_status returned")
