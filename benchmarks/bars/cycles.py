@@ -75,7 +75,7 @@ def cycles(file: Path, count: int, tell: Callable[[int], None] = lambda done: No
                 used = procfs.pss_bytes(found.worker_process_id)
                 client.unload_model("model")
                 if done > WARM_UP:
-                    seen.server.append(procfs.usage(server.pid))
+                    seen.server.append(procfs.settled_usage(server.pid))
                     seen.children.append(len(procfs.children(server.pid)))
                     seen.ledger_percent.append(abs(found.memory.process_bytes - used) / used * 100)
                     tell(done - WARM_UP)

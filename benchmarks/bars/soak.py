@@ -113,7 +113,7 @@ def soak(total: int, warm_up: int, every: int, tell: Callable[[int], None] = lam
 
         def sample(done: int) -> Sample:
             snapshots = clients[0].get_model_status(MODEL).status.snapshot_bytes
-            return Sample(done, procfs.usage(server.pid), procfs.usage(worker), snapshots)
+            return Sample(done, procfs.settled_usage(server.pid), procfs.usage(worker), snapshots)
 
         began = time.perf_counter()
         for done, client in enumerate(itertools.islice(itertools.cycle(clients), total), 1):
