@@ -10,16 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bear_grpc.access.usage import FILE as USAGE
 from tests.helpers.ggufs import write_tiny_llama
 from tests.helpers.processes import RunningServer
-from tests.helpers.rpc import Api
+from tests.helpers.rpc import Api, eventually
 
 CANCELS, SEED = 250, 13
 CONCURRENCY, SLOTS = 32, 8
 GROWTH_BYTES = 5_000_000
 WARM_UP_PART = 0.1
-# gRPC keeps a pool, which has some more or fewer.
-POOL_THREADS = 4
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -70,6 +69,11 @@ async def chaos(folder: Path, cancels: int, seed: int) -> Outcome:
         process = psutil.Process(server.pid)
         gate = asyncio.Semaphore(CONCURRENCY)
 
+        async def counts_usage() -> bool:
+            """Its files are opened with the first that is written, by a thread of its own, and stay so."""
+            names = {Path(file.path).name for file in process.open_files()}
+            return {USAGE, f"{USAGE}-wal", f"{USAGE}-shm"} <= names
+
         async def one() -> bool:
             async with gate:
                 # Before the first step as likely as in the middle of an answer.
@@ -79,6 +83,7 @@ async def chaos(folder: Path, cancels: int, seed: int) -> Outcome:
         async def some(count: int) -> tuple[int, Usage]:
             left = sum(await asyncio.gather(*(one() for _ in range(count))))
             await server.api.idle("left")
+            await eventually(counts_usage)
             return left, Usage.of(process)
 
         warm_up = round(cancels * WARM_UP_PART)
