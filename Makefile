@@ -14,7 +14,7 @@ export ACCEL
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
-	@echo "  Variables: PYTHON=python3.12  ACCEL=cpu|cuda|vulkan|metal|rocm  ARGS='...' (serve, bench, test: -n0 in turn)"
+	@echo "  Variables: PYTHON=python3.12  ACCEL=cpu|cuda|vulkan|metal|rocm  ARGS='...' (serve, bench)"
 
 install:  ## make .venv with everything; builds llama.cpp once, instant when up to date
 	@$(PYTHON) -m tools.install --accel $(ACCEL)
@@ -53,7 +53,7 @@ check: lint proto-check  ## all that can be checked without running the code
 test: test-python test-typescript  ## the fast tests: Python, then the TypeScript client where node is there
 
 test-python: install
-	@$(PY) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not slow" $(ARGS)
 
 test-typescript: install
 	@if [ ! -f $(TYPESCRIPT)/package.json ]; then echo "TypeScript client: not here"; \

@@ -64,6 +64,7 @@ async def bench(
     await found.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", CASES)
 async def test_entry_is_what_happens_and_its_remedy_helps(bench: Bench, reason: str) -> None:
     entry = REASONS[reason]
